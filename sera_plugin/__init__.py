@@ -1,0 +1,43 @@
+"""SeRA for Axolotl: preference tuning that reviews and renews its own data.
+
+Data flows one way; read the modules in this order:
+
+=================  ==============================================================
+``config``         the ``sera:`` block as frozen pydantic models, errors as one sentence
+``checks``         what the host's config and the dataset must look like
+``schedule``       sizes of rounds, optimizer updates, position of a global step
+``identity``       example ids (content hashes) and seeds of every random choice
+``scores``         log-ratios, margins, ensemble with the previous review
+``selection``      top K of the offline pairs
+``pairing``        candidates -> best against worst, length penalty, top pairs
+``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
+``scoring``        log-probs of completions under a model (torch, collectives)
+``generation``     candidates sampled from the policy (torch, collectives)
+``policies``       reference, and snapshots of earlier policies
+``review``         one review: scoring -> selection -> bootstrap -> round
+``store``          artifacts in ``<output_dir>/sera/``, atomic
+``logs``           loggers
+``metrics``        what is logged and the table per round
+``trainer``        the trainer that Axolotl builds
+``host``           every touch of a private API of Axolotl, TRL or transformers
+``plugin``         registration with Axolotl
+``cli``            ``axolotl sera ...``
+=================  ==============================================================
+
+The modules from ``schedule`` to ``rounds`` are pure: they know neither
+torch.distributed nor Axolotl.
+"""
+
+from sera_plugin.version import __version__
+
+try:
+    from sera_plugin.plugin import SeRAPlugin
+except ImportError as error:
+    # Axolotl swallows an ImportError of a plugin and would silently train plain DPO.
+    raise RuntimeError(
+        f"sera_plugin can't start because {error.name or 'a dependency'} can't be imported "
+        f"({error}); install its dependencies with `pip install sera_plugin` in the environment "
+        "that runs axolotl."
+    ) from error
+
+__all__ = ["SeRAPlugin", "__version__"]

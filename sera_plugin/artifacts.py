@@ -1,0 +1,82 @@
+"""Bootstrapped pairs as text that Axolotl can train on again, and the record of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sera_plugin.identity import dataset_hash
+from sera_plugin.offline import OfflinePairs
+from sera_plugin.pairing import Candidate
+from sera_plugin.review import Review
+from sera_plugin.version import __version__
+
+
+def fresh_lines(
+    review: Review, pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase, beta: float
+) -> Iterator[dict[str, Any]]:
+    """The round's bootstrapped pairs as rows with ``prompt``, ``chosen``, ``rejected`` text.
+
+    The text holds the template's special tokens, so Axolotl trains on it with a dataset entry
+    that has no ``type``. Each row also has its example id, margin, rewards and all candidates.
+    """
+    penalty = review.bootstrapped.penalty
+    for pair in review.composition.fresh:
+        row = pairs.dataset[pairs.position[pair.example_id]]
+
+        def text(candidate: Candidate) -> str:
+            return str(tokenizer.decode(list(candidate.token_ids), skip_special_tokens=False))
+
+        prompt = row.get("prompt")
+        if not isinstance(prompt, str):
+            prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=False)
+        yield {
+            "prompt": prompt,
+            "chosen": text(pair.chosen),
+            "rejected": text(pair.rejected),
+            "example_id": pair.example_id,
+            "round": review.size.number,
+            "margin": pair.margin,
+            "reward_chosen": pair.chosen.reward(beta, penalty),
+            "reward_rejected": pair.rejected.reward(beta, penalty),
+            "chosen_source": pair.chosen.source.value,
+            "rejected_source": pair.rejected.source.value,
+            "candidates": [
+                {
+                    "text": text(candidate),
+                    "source": candidate.source.value,
+                    "finished": candidate.finished,
+                    "tokens": len(candidate.token_ids),
+                    "log_ratio": candidate.log_ratio,
+                    "reward": candidate.reward(beta, penalty),
+                }
+                for candidate in pair.pool.candidates
+            ],
+        }
+
+
+def run_settings(trainer: Any) -> dict[str, Any]:
+    """What a run was started with."""
+    schedule = trainer.schedule
+    return {
+        "sera_plugin": __version__,
+        "axolotl": importlib.metadata.version("axolotl"),
+        "trl": importlib.metadata.version("trl"),
+        "sera": trainer.sera.model_dump(),
+        "loss_type": list(trainer.loss_types),
+        "beta": trainer.beta,
+        "seed": trainer.args.seed,
+        "pairs": len(trainer.pairs),
+        "dataset_hash": dataset_hash(trainer.pairs.ids),
+        "ending_token_ids": list(trainer.reviewer.sampler.settings.ending),
+        "rounds": [
+            {"round": size.number, "kept": size.kept, "bootstrapped": size.bootstrapped}
+            for size in schedule.rounds
+        ],
+        "updates": list(schedule.updates),
+        "max_steps": schedule.max_steps,
+        "ranks": trainer.accelerator.num_processes,
+    }

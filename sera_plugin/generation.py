@@ -1,0 +1,200 @@
+"""Candidates sampled from the policy. Collectives: one gather at the end of each pass.
+
+Token t of candidate k of an example is drawn by the inverse of the cumulative distribution at a
+number that only (seed, round, example, k, t) determine. So an answer does not depend on the batch
+it was sampled in, nor on the number of ranks, except through rounding in the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+
+from sera_plugin.endings import finish
+from sera_plugin.identity import uniforms
+from sera_plugin.scoring import plan_batches
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to answer: its example's id and its token ids."""
+
+    example_id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sampled answer: tokens with their ending if it finished."""
+
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a generation pass.
+
+    Attributes:
+        num_candidates: answers per prompt.
+        temperature: 0 is greedy decoding.
+        top_p: nucleus mass.
+        max_new_tokens: most sampled tokens per answer, the stop token included.
+        sequence_len: most tokens of prompt and answer together.
+        ending: token ids that finish an answer.
+        stops: token ids that end sampling.
+        pad_token_id: fills prompts on the left and finished answers on the right.
+        token_budget: most padded tokens of a batch.
+    """
+
+    num_candidates: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    sequence_len: int
+    ending: tuple[int, ...]
+    stops: frozenset[int]
+    pad_token_id: int
+    token_budget: int
+
+    def room(self, prompt_tokens: int) -> int:
+        """Most tokens to sample behind a prompt; the ending takes the stop token's place."""
+        return min(self.max_new_tokens, self.sequence_len - prompt_tokens - len(self.ending) + 1)
+
+
+class InverseCdfSampler(LogitsProcessor):
+    """Leaves only the token at which the cumulative distribution passes the row's next uniform.
+
+    Args:
+        draws: uniforms in [0, 1), shape (rows, tokens), on the logits' device.
+        prompt_tokens: padded length of the prompts.
+    """
+
+    def __init__(self, draws: torch.Tensor, prompt_tokens: int) -> None:
+        self.draws = draws
+        self.prompt_tokens = prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_tokens
+        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        target = self.draws[:, step : step + 1] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples candidates with ``generate``, in batches dealt to all ranks."""
+
+    accelerator: Accelerator
+    settings: Sampling
+
+    def rollouts(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        seed: int,
+        round_number: int,
+        *,
+        synced: bool,
+    ) -> Mapping[str, tuple[Rollout, ...]]:
+        """Sample ``num_candidates`` answers to every prompt; every rank gets all of them, by id.
+
+        Every rank must call this with the same prompts, each with room for at least one token.
+
+        Args:
+            model: the policy, ready for ``generate``, in evaluation mode.
+            prompts: what is answered.
+            seed: the run's seed.
+            round_number: the round that is being built.
+            synced: whether all ranks must take every decoding step together (weights sharded
+                over the ranks).
+        """
+        copies = self.settings.num_candidates
+        widths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int64)
+        lengths = copies * (widths + self.settings.max_new_tokens)
+        batches = plan_batches(lengths, self.settings.token_budget) if len(prompts) else []
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        found: list[tuple[str, tuple[Rollout, ...]]] = []
+        bar = tqdm(
+            total=len(prompts), desc="Sampling", disable=not self.accelerator.is_main_process
+        )
+        for first in range(0, len(batches), ranks):
+            mine = first + rank
+            batch = [prompts[i] for i in batches[mine if mine < len(batches) else first]]
+            answers = self._batch(model, batch, seed, round_number, synced)
+            if mine < len(batches):
+                found.extend(answers)
+            bar.update(sum(len(rows) for rows in batches[first : first + ranks]))
+        bar.close()
+        return dict(gather_object(found))
+
+    def _batch(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        seed: int,
+        round_number: int,
+        synced: bool,
+    ) -> list[tuple[str, tuple[Rollout, ...]]]:
+        settings, device = self.settings, self.accelerator.device
+        copies = settings.num_candidates
+        width = max(len(prompt.token_ids) for prompt in prompts)
+        input_ids = torch.full((len(prompts), width), settings.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+            attention_mask[row, width - len(prompt.token_ids) :] = 1
+        steps = max(settings.room(len(prompt.token_ids)) for prompt in prompts)
+        generate: Any = model.generate
+        sampled = generate(
+            input_ids=input_ids.repeat_interleave(copies, 0).to(device),
+            attention_mask=attention_mask.repeat_interleave(copies, 0).to(device),
+            generation_config=self._config(steps),
+            logits_processor=self._processors(prompts, seed, round_number, steps, width),
+            synced_gpus=synced,
+        )[:, width:].cpu()
+        result = []
+        for row, prompt in enumerate(prompts):
+            room = settings.room(len(prompt.token_ids))
+            rows = sampled[row * copies : (row + 1) * copies, :room].tolist()
+            answers = tuple(Rollout(*finish(r, settings.ending, settings.stops)) for r in rows)
+            result.append((prompt.example_id, answers))
+        return result
+
+    def _config(self, steps: int) -> GenerationConfig:
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            max_new_tokens=steps,
+            eos_token_id=sorted(self.settings.stops),
+            pad_token_id=self.settings.pad_token_id,
+        )
+
+    def _processors(
+        self, prompts: Sequence[Prompt], seed: int, round_number: int, steps: int, width: int
+    ) -> LogitsProcessorList:
+        settings = self.settings
+        if settings.temperature == 0:
+            return LogitsProcessorList()
+        draws = [
+            uniforms(steps, seed, round_number, prompt.example_id, "candidate", copy)
+            for prompt in prompts
+            for copy in range(settings.num_candidates)
+        ]
+        processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+        if settings.top_p < 1:
+            processors.append(TopPLogitsWarper(settings.top_p))
+        table = torch.from_numpy(np.stack(draws)).to(self.accelerator.device)
+        processors.append(InverseCdfSampler(table, width))
+        return processors

@@ -1,0 +1,175 @@
+"""Every touch of a private or unstable API of the host. Nothing else in the package makes one.
+
+Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
+``tests/test_host_contract.py`` fails when one of these symbols changes:
+
+* ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
+  ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
+  ``_get_train_sampler``
+* ``trl.DPOTrainer._precompute_ref_logps``, ``precompute_ref_logps``, and the helpers of
+  ``trl.models.utils`` and ``trl.trainer.utils`` imported below
+* ``accelerate.Accelerator._dataloaders``
+* ``axolotl.integrations.base.PluginManager.cfg``, ``axolotl.common.datasets``,
+  ``axolotl.loaders.load_tokenizer``
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from axolotl.integrations.base import PluginManager
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+
+# Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
+from trl.trainer.dpo_trainer import selective_log_softmax
+from trl.trainer.utils import use_adapter
+
+from sera_plugin.schedule import Batching, Schedule
+
+__all__ = [
+    "RoundTrainer",
+    "disable_gradient_checkpointing",
+    "load_preference_data",
+    "plugin_config",
+    "selective_log_softmax",
+    "unwrap_model_for_generation",
+    "use_adapter",
+]
+
+
+def plugin_config() -> Any:
+    """The validated config of the run, as Axolotl hands it to its plugins."""
+    return PluginManager.get_instance().cfg
+
+
+def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The datasets that Axolotl would load by itself (``TrainDatasetMeta``), and the tokenizer."""
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.loaders import load_tokenizer
+
+    return load_preference_datasets(cfg=cfg), load_tokenizer(cfg)
+
+
+class RoundTrainer(AxolotlDPOTrainer):
+    """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
+
+    A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round`` and
+    ``with_reference``.
+    """
+
+    schedule: Schedule
+
+    def plan(self, batching: Batching) -> Schedule:
+        """The whole run's schedule."""
+        raise NotImplementedError
+
+    def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
+        """Called once, when all models are prepared and before the first evaluation or step."""
+        raise NotImplementedError
+
+    def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
+        """The pairs of round ``number`` (from 1), in training order, with reference log-probs."""
+        raise NotImplementedError
+
+    def close_round(self, number: int) -> None:
+        """Called after the last update of round ``number``."""
+        raise NotImplementedError
+
+    def with_reference(self, dataset: Dataset) -> Dataset:
+        """``dataset`` with the reference log-probs that the loss reads."""
+        raise NotImplementedError
+
+    @property
+    def batching(self) -> Batching:
+        """How the host cuts a round into updates."""
+        return Batching(
+            per_device=self._train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            ranks=self.accelerator.num_processes,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def log_metrics_of_round(self, metrics: dict[str, float]) -> None:
+        """Log through the host without flushing TRL's running averages into the same entry."""
+        Trainer.log(self, dict(metrics))
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        self.schedule = self.plan(self.batching)
+        # Axolotl always passes max_steps, computed for rounds of equal size.
+        args.max_steps = self.schedule.max_steps
+        first = self.schedule.rounds[0].total
+        return (
+            self.schedule.last_round,
+            self.schedule.updates[0],
+            first,
+            sum(size.total for size in self.schedule.rounds),
+            self.get_total_train_batch_size(args),
+            self.batching.batches(first),
+            self.schedule.max_steps,
+        )
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        super()._init_training_state(*args, **kwargs)
+        where = self.schedule.locate(self.state.global_step)
+        self._resumed_at = (where.epoch, where.updates_done)
+        skipped = 0 if self.args.ignore_data_skip else where.updates_done
+        return where.epoch, skipped * self.args.gradient_accumulation_steps
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> tuple[Any, Any]:
+        model, dataloader = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        self.open_run(model, *self._resumed_at)
+        # The host collects garbage on every micro-batch; what start-up made, a million objects
+        # that all live to the end, need not be walked each time.
+        gc.freeze()
+        return model, dataloader
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        gc.unfreeze()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _run_epoch(self, *, model: Any, epoch: int, train_dataloader: Any, **rest: Any) -> None:
+        number = epoch + 1
+        dataset = self.round_dataset(model, number)
+        loader = self._get_dataloader(
+            dataset=dataset,
+            description=f"Round {number}",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+        planned = self.batching.batches(self.schedule.rounds[epoch].total)
+        if len(loader) != planned:
+            raise RuntimeError(
+                f"round {number} has {len(loader)} batches per rank where {planned} were planned; "
+                "accelerator_config changes how batches are cut in a way SeRA doesn't know."
+            )
+        self.callback_handler.train_dataloader = loader
+        rest |= {
+            "steps_in_epoch": planned,
+            "num_update_steps_per_epoch": self.schedule.updates[epoch],
+        }
+        try:
+            super()._run_epoch(model=model, epoch=epoch, train_dataloader=loader, **rest)
+        finally:
+            if loader in self.accelerator._dataloaders:
+                self.accelerator._dataloaders.remove(loader)
+        self.close_round(number)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL calls this in its constructor, before the models are prepared, with a cache that
+        # only one rank finds; `open_run` adds the log-probs instead.
+        return self.with_reference(dataset) if self.is_in_train else dataset

@@ -1,0 +1,137 @@
+"""What a review reports: numbers for the host's logger, the stored summary, the table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sera_plugin.offline import OfflinePairs
+from sera_plugin.pairing import Candidate, Source
+from sera_plugin.review import Phase, Review
+from sera_plugin.scores import PairLogps
+from sera_plugin.selection import overlap
+from sera_plugin.store import ReviewTable
+
+QUANTILES = (5, 25, 50, 75, 95)
+
+
+def accuracy(ratios: PairLogps) -> float:
+    """Share of pairs whose chosen answer has the larger implicit reward."""
+    return float(np.mean(ratios.chosen > ratios.rejected)) if len(ratios.ids) else float("nan")
+
+
+def review_metrics(
+    review: Review,
+    pairs: OfflinePairs,
+    previous: ReviewTable | None,
+    evaluation: dict[str, PairLogps],
+) -> dict[str, float]:
+    """Numbers of one review, without the ``sera/`` prefix; missing ones are left out.
+
+    Args:
+        review: the review.
+        pairs: D.
+        previous: the previous review's table, for the overlap of the kept sets.
+        evaluation: log-ratios of the evaluation sets by name.
+    """
+    table, fresh = review.table, review.bootstrapped
+    found = {
+        "round": float(review.size.number),
+        "margin_mean": float(table.margin.mean()),
+        "margin_std": float(table.margin.std()),
+        "threshold": float(table.ensembled[table.kept].min()),
+        "accuracy_train": accuracy(table.ratios),
+        "kept": float(review.size.kept),
+        "bootstrapped": float(len(review.composition.fresh)),
+        "shortfall": float(len(review.composition.filled)),
+        "length_penalty": float(fresh.penalty),
+        "prompts_without_room": float(fresh.without_room),
+    }
+    for q in QUANTILES:
+        found[f"margin_q{q:02d}"] = float(np.percentile(table.margin, q))
+    for name, ratios in evaluation.items():
+        found[f"accuracy_{name}"] = accuracy(ratios)
+    if previous is not None:
+        found["kept_overlap"] = overlap(table.kept, previous.kept)
+    found |= {f"short_{reason.value}": float(count) for reason, count in fresh.short.items()}
+    found |= _lengths(review, pairs)
+    found |= _samples(review)
+    found |= _speed("scoring", review.scoring)
+    if fresh.sampled:
+        found |= _speed("generation", review.generation)
+    return found
+
+
+def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
+    kept = review.table.kept
+    found = {
+        "chosen_tokens_offline": float(pairs.chosen_tokens[kept].mean()),
+        "rejected_tokens_offline": float(pairs.rejected_tokens[kept].mean()),
+    }
+    fresh = review.composition.fresh
+    if fresh:
+        found["chosen_tokens_bootstrapped"] = _mean(len(p.chosen.token_ids) for p in fresh)
+        found["rejected_tokens_bootstrapped"] = _mean(len(p.rejected.token_ids) for p in fresh)
+        found["fresh_chosen_share"] = _mean(p.chosen.source is Source.POLICY for p in fresh)
+        found["bootstrapped_margin_mean"] = _mean(p.margin for p in fresh)
+    return found
+
+
+def _samples(review: Review) -> dict[str, float]:
+    fresh = review.bootstrapped
+    own: list[Candidate] = [
+        c for pool in fresh.pools for c in pool.candidates if c.source is Source.POLICY
+    ]
+    if not own:
+        return {}
+    return {
+        "unique_answer_ratio": len(own) / fresh.sampled,
+        "finished_answer_ratio": _mean(c.finished for c in own),
+        # E[log πθ/πref] over the policy's own samples estimates KL(πθ‖πref); biased where the
+        # sampling temperature is not 1 or top_p cuts.
+        "kl_policy_samples": _mean(c.policy_logp - c.reference_logp for c in own),
+    }
+
+
+def _speed(name: str, phase: Phase) -> dict[str, float]:
+    return {
+        f"seconds_{name}": phase.seconds,
+        f"tokens_per_second_{name}": phase.tokens / max(phase.seconds, 1e-9),
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def table_text(rows: Sequence[dict[str, float]]) -> str:
+    """The rounds so far as a plain table, one line each."""
+    table = Table(title="SeRA rounds", title_justify="left")
+    columns = {
+        "round": ("round", "{:.0f}"),
+        "kept": ("kept", "{:.0f}"),
+        "bootstrapped": ("fresh", "{:.0f}"),
+        "shortfall": ("filled", "{:.0f}"),
+        "margin_mean": ("margin", "{:.3f}"),
+        "threshold": ("threshold", "{:.3f}"),
+        "accuracy_train": ("accuracy", "{:.1%}"),
+        "kept_overlap": ("overlap", "{:.1%}"),
+        "kl_policy_samples": ("KL", "{:.2f}"),
+        "seconds_scoring": ("score s", "{:.1f}"),
+        "seconds_generation": ("sample s", "{:.1f}"),
+        "seconds_training": ("train s", "{:.1f}"),
+    }
+    for title, _ in columns.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            *(form.format(row[name]) if name in row else "-" for name, (_, form) in columns.items())
+        )
+    buffer = io.StringIO()
+    Console(file=buffer, width=110, color_system=None).print(table)
+    return buffer.getvalue()

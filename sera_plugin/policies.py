@@ -1,0 +1,135 @@
+"""The reference policy, and snapshots of earlier policies that can be scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from sera_plugin.host import (
+    disable_gradient_checkpointing,
+    unwrap_model_for_generation,
+    use_adapter,
+)
+from sera_plugin.scoring import Forward, inference
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copy in host memory of a model's trainable weights: an adapter, or a whole model.
+
+    Attributes:
+        weights: parameter name to tensor on the CPU, in the parameter's own dtype.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def take(cls, model: torch.nn.Module) -> Snapshot:
+        """Copy the weights that training changes."""
+        return cls(
+            {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+
+    @contextmanager
+    def swapped_in(self, model: torch.nn.Module) -> Iterator[None]:
+        """The model with the snapshot's weights; its own are put back on leaving.
+
+        Raises:
+            KeyError: if the model has no parameter of a stored name.
+        """
+        parameters = dict(model.named_parameters())
+        current = {name: parameters[name].detach().to("cpu", copy=True) for name in self.weights}
+        try:
+            self._write(parameters, self.weights)
+            yield
+        finally:
+            self._write(parameters, current)
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(
+        parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, torch.Tensor]
+    ) -> None:
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors."""
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Snapshot:
+        """Read weights that ``save`` wrote."""
+        return cls(load_file(path))
+
+
+class Policies:
+    """The models of a run, each ready to score: policy, reference, earlier policies.
+
+    Args:
+        trainer: the host's trainer, after its models are prepared.
+        model: the wrapped policy that the training loop uses.
+    """
+
+    def __init__(self, trainer: Any, model: torch.nn.Module) -> None:
+        self._trainer = trainer
+        self._model = model
+        self.unwrapped = trainer.accelerator.unwrap_model(model)
+        self.reference_snapshot: Snapshot | None = None
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        checkpointing = self._trainer.args.gradient_checkpointing_kwargs
+        with (
+            disable_gradient_checkpointing(self._trainer.model, checkpointing),
+            inference(self._model),
+        ):
+            yield
+
+    @contextmanager
+    def policy(self) -> Iterator[Forward]:
+        """πθ, the policy as it is now."""
+        with self._quiet():
+            yield self._model
+
+    @contextmanager
+    def earlier(self, snapshot: Snapshot) -> Iterator[Forward]:
+        """The policy that ``snapshot`` was taken of."""
+        with self._quiet(), snapshot.swapped_in(self.unwrapped):
+            yield self._model
+
+    @contextmanager
+    def reference(self) -> Iterator[Forward]:
+        """πref: a snapshot if one is set, else the host's reference model, else the policy
+        without its adapter."""
+        trainer = self._trainer
+        if self.reference_snapshot is not None:
+            with self.earlier(self.reference_snapshot) as forward:
+                yield forward
+        elif trainer.ref_model is not None:
+            with inference(trainer.ref_model):
+                yield trainer.ref_model
+        else:
+            adapter = "ref" if "ref" in self.unwrapped.peft_config else None
+            with self._quiet(), use_adapter(self.unwrapped, adapter_name=adapter):
+                yield self._model
+
+    @contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """πθ ready for ``generate``."""
+        with (
+            self._quiet(),
+            unwrap_model_for_generation(self._model, self._trainer.accelerator) as model,
+        ):
+            yield model

@@ -1,0 +1,164 @@
+"""The union of kept and bootstrapped pairs, as a dataset of exactly the planned size. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from sera_plugin.identity import permutation
+from sera_plugin.pairing import FreshPair
+from sera_plugin.scores import PairLogps
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a reviewed round trains on.
+
+    Attributes:
+        kept: ids of the top K offline pairs, best first.
+        filled: ids of offline pairs in the place of bootstrapped ones that fell short; the
+            next-best ones, and from the best on again once D is used up.
+        fresh: the bootstrapped pairs.
+    """
+
+    kept: tuple[str, ...]
+    filled: tuple[str, ...]
+    fresh: tuple[FreshPair, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.kept) + len(self.filled) + len(self.fresh)
+
+
+def compose(
+    ranked_ids: Sequence[str], kept: int, bootstrapped: int, fresh: Sequence[FreshPair]
+) -> Composition:
+    """Compose a round of exactly ``kept + bootstrapped`` pairs.
+
+    Args:
+        ranked_ids: all offline ids, best first.
+        kept: K.
+        bootstrapped: planned bootstrapped pairs.
+        fresh: the bootstrapped pairs at hand, best first.
+    """
+    taken = tuple(fresh[:bootstrapped])
+    short = bootstrapped - len(taken)
+    filled = tuple(ranked_ids[(kept + i) % len(ranked_ids)] for i in range(short))
+    return Composition(tuple(ranked_ids[:kept]), filled, taken)
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens."""
+
+    key: str
+    example_id: str
+    chosen_ids: tuple[int, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
+    ref_chosen_logp: float | None = None
+    ref_rejected_logp: float | None = None
+
+
+def rows_of(
+    composition: Composition, seed: int, round_number: int, *, previous_reference: bool
+) -> list[RoundRow]:
+    """The round's rows in training order, which (seed, round, row key) alone determine.
+
+    Args:
+        composition: what the round trains on.
+        seed: the run's seed.
+        round_number: the round.
+        previous_reference: whether πref of this round is the policy that the review scored.
+    """
+    rows = [RoundRow(f"{example_id}/offline", example_id) for example_id in composition.kept]
+    repeats: dict[str, int] = dict.fromkeys(composition.kept, 1)
+    for example_id in composition.filled:
+        repeats[example_id] = repeats.get(example_id, 0) + 1
+        rows.append(RoundRow(f"{example_id}/offline/{repeats[example_id]}", example_id))
+    for pair in composition.fresh:
+        logps = [
+            side.policy_logp if previous_reference else side.reference_logp
+            for side in (pair.chosen, pair.rejected)
+        ]
+        rows.append(
+            RoundRow(
+                f"{pair.example_id}/policy",
+                pair.example_id,
+                pair.chosen.token_ids,
+                pair.rejected.token_ids,
+                *logps,
+            )
+        )
+    order = permutation([row.key for row in rows], seed, round_number, "order")
+    return [rows[i] for i in order]
+
+
+def full_round(ids: Sequence[str], seed: int, round_number: int) -> list[RoundRow]:
+    """The rows of a round on all of D, in training order."""
+    order = permutation([f"{i}/offline" for i in ids], seed, round_number, "order")
+    return [RoundRow(f"{ids[i]}/offline", ids[i]) for i in order]
+
+
+class RoundDataset:
+    """A round as a map-style dataset: offline rows are read from D, nothing is copied.
+
+    Args:
+        rows: the round in training order.
+        pairs: D, tokenized.
+        position: example id to row of D.
+        reference: log-probs of D under this round's πref, by id.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[RoundRow],
+        pairs: Dataset,
+        position: Mapping[str, int],
+        reference: PairLogps,
+    ) -> None:
+        self.rows = rows
+        self.pairs = pairs
+        self.position = position
+        needed = list(dict.fromkeys(row.example_id for row in rows))
+        aligned = reference.aligned(needed)
+        self.reference = {
+            example_id: (float(aligned.chosen[i]), float(aligned.rejected[i]))
+            for i, example_id in enumerate(needed)
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        pair = self.pairs[self.position[row.example_id]]
+        chosen, rejected = self.reference[row.example_id]
+        example = {
+            "sera_id": row.key,
+            "prompt_ids": pair["prompt_ids"],
+            "chosen_ids": pair["chosen_ids"],
+            "rejected_ids": pair["rejected_ids"],
+            "ref_chosen_logps": chosen,
+            "ref_rejected_logps": rejected,
+        }
+        if row.chosen_ids is not None and row.rejected_ids is not None:
+            example["chosen_ids"] = list(row.chosen_ids)
+            example["rejected_ids"] = list(row.rejected_ids)
+            example["ref_chosen_logps"] = row.ref_chosen_logp
+            example["ref_rejected_logps"] = row.ref_rejected_logp
+        return example
+
+    def tokens(self) -> int:
+        """Tokens of prompts and both answers over the whole round."""
+        return int(
+            np.sum(
+                [
+                    2 * len(e["prompt_ids"]) + len(e["chosen_ids"]) + len(e["rejected_ids"])
+                    for e in (self[i] for i in range(len(self)))
+                ]
+            )
+        )

@@ -1,0 +1,250 @@
+"""The trainer that Axolotl builds when a config has a ``sera:`` block."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+
+from sera_plugin.artifacts import fresh_lines, run_settings
+from sera_plugin.config import parse_block
+from sera_plugin.endings import common_ending
+from sera_plugin.generation import Sampler, Sampling
+from sera_plugin.host import RoundTrainer, plugin_config
+from sera_plugin.logs import logger
+from sera_plugin.metrics import review_metrics, table_text
+from sera_plugin.offline import OfflinePairs
+from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.review import Review, Reviewer
+from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
+from sera_plugin.schedule import Batching, Schedule, plan
+from sera_plugin.scores import PairLogps, log_ratios
+from sera_plugin.scoring import Scorer
+from sera_plugin.store import ReviewTable, RoundRecord, RunStore
+
+LOG = logger(__name__)
+
+GENERATION_BATCHES = 8
+"""Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
+
+
+class SeRATrainer(RoundTrainer):
+    """DPO or IPO on a dataset that is reviewed and renewed before every round."""
+
+    eval_dataset: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        config = parse_block(_as_dict(plugin_config().sera))
+        if config is None:
+            raise RuntimeError("SeRATrainer needs a `sera:` block in the config.")
+        self.sera = config
+        super().__init__(*args, **kwargs)
+        self.store = RunStore(self.args.output_dir)
+        self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
+        self.table: ReviewTable | None = None
+        self.policy_snapshot: Snapshot | None = None
+        self.summaries: list[dict[str, float]] = []
+
+    def plan(self, batching: Batching) -> Schedule:
+        return plan(
+            len(self.pairs),
+            num_rounds=int(self.args.num_train_epochs),
+            warmup_rounds=self.sera.warmup_rounds,
+            keep=self.sera.selection.keep,
+            fraction=self.sera.bootstrap.fraction,
+            batching=batching,
+            max_steps=plugin_config().max_steps,
+        )
+
+    def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
+        self.policies = Policies(self, model)
+        evaluation = self.eval_dataset
+        named = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+        self.held_out = {
+            name: OfflinePairs.of(dataset, self.args.max_length)
+            for name, dataset in named.items()
+            if dataset is not None
+        }
+        budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
+        scorer = Scorer(
+            self.accelerator, self._tokenizer.pad_token_id, self.args.max_length, budget
+        )
+        self.reviewer = Reviewer(
+            config=self.sera,
+            pairs=self.pairs,
+            evaluation=self.held_out,
+            scorer=scorer,
+            sampler=Sampler(self.accelerator, self._sampling(budget)),
+            policies=self.policies,
+            seed=self.args.seed,
+            beta=self.beta,
+        )
+        self.resumed_within = epochs_done + 1 if updates_done else None
+        if self.accelerator.is_main_process and not (epochs_done or updates_done):
+            moved = self.store.start()
+            if moved:
+                LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
+            self.store.write_run(run_settings(self))
+        self._score_reference()
+        self._restore(epochs_done)
+
+    def _sampling(self, budget: int) -> Sampling:
+        settings, tokenizer = self.sera.bootstrap, self._tokenizer
+        special = frozenset(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        blank = frozenset(i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip())
+        rows = self.pairs.dataset.select_columns(["chosen_ids", "rejected_ids"])
+        ending = common_ending(
+            (row[side] for row in rows for side in ("chosen_ids", "rejected_ids")), special, blank
+        )
+        own = getattr(self.model, "generation_config", None)
+        eos = getattr(own, "eos_token_id", None) or ()
+        eos = (eos,) if isinstance(eos, int) else tuple(eos)
+        return Sampling(
+            num_candidates=settings.num_candidates,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            sequence_len=self.args.max_length or 2**31,
+            ending=ending,
+            stops=frozenset({ending[0], tokenizer.eos_token_id, *eos}),
+            pad_token_id=tokenizer.pad_token_id,
+            token_budget=GENERATION_BATCHES * budget,
+        )
+
+    def _score_reference(self) -> None:
+        self.reference, _ = self.reviewer.score_offline(
+            self.pairs, "Reference log-probs", under_reference=True
+        )
+        self.held_out_reference: dict[str, PairLogps] = {}
+        for name, held_out in self.held_out.items():
+            logps, _ = self.reviewer.score_offline(
+                held_out, f"Reference log-probs of {name}", under_reference=True
+            )
+            self._set_evaluation_reference(name, logps)
+
+    def _set_evaluation_reference(self, name: str, logps: PairLogps) -> None:
+        self.held_out_reference[name] = logps
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset[name] = _with_columns(self.eval_dataset[name], logps)
+        else:
+            self.eval_dataset = _with_columns(self.eval_dataset, logps)
+
+    def with_reference(self, dataset: Dataset) -> Dataset:
+        pairs = OfflinePairs.of(dataset, self.args.max_length)
+        logps, _ = self.reviewer.score_offline(pairs, "Reference log-probs", under_reference=True)
+        return _with_columns(dataset, logps)
+
+    def _restore(self, epochs_done: int) -> None:
+        """Take the last review's results from the store when a run is resumed."""
+        for number in range(epochs_done + 1, self.sera.warmup_rounds, -1):
+            if number > epochs_done and self.resumed_within is None:
+                continue
+            record = self._shared(lambda n=number: self.store.read_round(n))
+            if record is None:
+                raise RuntimeError(
+                    f"can't resume: {self.store.round_dir(number)} is missing or incomplete; "
+                    "restore it or start again without resume_from_checkpoint."
+                )
+            self.table = record.table
+            self._keep_policy(number, resumed=True)
+            if self.sera.reference == "previous":
+                self.reference = record.table.policy
+            return
+
+    def _shared(self, read: Any) -> Any:
+        """What the main process reads, on every rank."""
+        found = [read() if self.accelerator.is_main_process else None]
+        broadcast_object_list(found, from_process=0)
+        return found[0]
+
+    def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
+        size = self.schedule.rounds[number - 1]
+        if not size.reviewed:
+            rows = full_round(self.pairs.ids, self.args.seed, number)
+        elif self.resumed_within == number:
+            rows = self._shared(lambda: self.store.read_round(number)).rows
+        else:
+            rows = self._review(number)
+        dataset = RoundDataset(rows, self.pairs.dataset, self.pairs.position, self.reference)
+        self.round_started = time.perf_counter()
+        return dataset  # type: ignore[return-value]
+
+    def _review(self, number: int) -> list[RoundRow]:
+        size = self.schedule.rounds[number - 1]
+        review = self.reviewer.review(size, self.reference, self.table, self.policy_snapshot)
+        previous_reference = self.sera.reference == "previous"
+        rows = rows_of(
+            review.composition, self.args.seed, number, previous_reference=previous_reference
+        )
+        # Rank 0 decides: rounding may differ between ranks, the round must not.
+        record: RoundRecord = self._shared(lambda: RoundRecord(review.table, rows))
+        ratios = {
+            name: log_ratios(logps, self.held_out_reference[name])
+            for name, logps in review.evaluation.items()
+        }
+        metrics = review_metrics(review, self.pairs, self.table, ratios)
+        self._publish(number, record, review, metrics)
+        self.table = record.table
+        self._keep_policy(number)
+        if previous_reference:
+            self.reference = record.table.policy
+            for name, logps in review.evaluation.items():
+                self._set_evaluation_reference(name, logps)
+        return record.rows
+
+    def _publish(
+        self, number: int, record: RoundRecord, review: Review, metrics: dict[str, float]
+    ) -> None:
+        self.summaries.append(metrics)
+        self.log_metrics_of_round({f"sera/{name}": value for name, value in metrics.items()})
+        if self.accelerator.is_main_process:
+            fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
+            folder = self.store.write_round(number, record, fresh, metrics)
+            LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
+        self.accelerator.wait_for_everyone()
+
+    def _keep_policy(self, number: int, *, resumed: bool = False) -> None:
+        """Keep the reviewing policy where the next review needs it."""
+        if not (self.sera.bootstrap.ensemble or self.sera.reference == "previous"):
+            return
+        path = self.store.root / f"policy-{number:02d}.safetensors"
+        if resumed:
+            snapshot = Snapshot.load(path)
+        else:
+            snapshot = Snapshot.take(self.policies.unwrapped)
+            if self.accelerator.is_main_process:
+                snapshot.save(path)
+        if self.sera.reference == "previous":
+            self.policies.reference_snapshot = snapshot
+        else:
+            self.policy_snapshot = snapshot
+
+    def close_round(self, number: int) -> None:
+        seconds = time.perf_counter() - self.round_started
+        if not self.schedule.rounds[number - 1].reviewed:
+            self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})
+        self.summaries[-1]["seconds_training"] = seconds
+        self.log_metrics_of_round({"sera/seconds_training": seconds})
+        if self.accelerator.is_main_process:
+            self.store.update_summary(number, {"seconds_training": seconds})
+            if number == self.schedule.last_round:
+                LOG.info("SeRA is done\n%s", table_text(self.summaries))
+
+
+def _with_columns(dataset: Dataset, logps: PairLogps) -> Dataset:
+    for name, values in (
+        ("ref_chosen_logps", logps.chosen),
+        ("ref_rejected_logps", logps.rejected),
+    ):
+        if name in dataset.column_names:
+            dataset = dataset.remove_columns(name)
+        dataset = dataset.add_column(name, values)
+    return dataset
+
+
+def _as_dict(block: Any) -> Any:
+    return block.to_dict() if hasattr(block, "to_dict") else block
