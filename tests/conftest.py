@@ -1,0 +1,197 @@
+"""Tiny models and datasets made once per session, configs, and the real command line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import assets
+import pytest
+import yaml
+
+TRAIN_PAIRS = 64
+EVAL_PAIRS = 12
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "WANDB_MODE": "offline",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "200",
+}
+
+# Taken before any test: Axolotl's entry points, called in this process, set variables of their own.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in {"SERA", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    and not name.startswith("ACCELERATE")
+} | OFFLINE
+
+os.environ |= OFFLINE
+
+
+class MakeConfig(Protocol):
+    def __call__(self, *, drop: tuple[str, ...] = (), **changes: Any) -> Path: ...
+
+
+class RunCli(Protocol):
+    def __call__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        expect_failure: bool = False,
+        timeout: float = 300,
+    ) -> str: ...
+
+
+def _texts() -> list[str]:
+    rows = [*assets.pairs(TRAIN_PAIRS), *assets.pairs(EVAL_PAIRS, 9)]
+    return [
+        text
+        for row in rows
+        for text in (
+            row["messages"][0]["content"],
+            row["chosen"]["content"],
+            row["rejected"]["content"],
+        )
+    ]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama."""
+    return assets.save_model(tmp_path_factory.mktemp("models") / "llama", "llama", _texts())
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Qwen2."""
+    return assets.save_model(tmp_path_factory.mktemp("models") / "qwen", "qwen", _texts())
+
+
+@pytest.fixture(scope="session")
+def train_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 preference pairs in chat form."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    return assets.write_jsonl(path, assets.pairs(TRAIN_PAIRS))
+
+
+@pytest.fixture(scope="session")
+def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 other preference pairs."""
+    path = tmp_path_factory.mktemp("data") / "eval.jsonl"
+    return assets.write_jsonl(path, assets.pairs(EVAL_PAIRS, 9))
+
+
+def dataset_entry(path: Path) -> dict[str, Any]:
+    """How a config names a local JSONL file of chat pairs."""
+    return {
+        "path": str(path),
+        "ds_type": "json",
+        "split": "train",
+        "type": "chat_template.default",
+        "field_messages": "messages",
+    }
+
+
+def output_dir(config: Path) -> Path:
+    """Where a run of this config writes."""
+    return Path(yaml.safe_load(config.read_text())["output_dir"])
+
+
+@pytest.fixture(scope="session")
+def config(
+    tmp_path_factory: pytest.TempPathFactory, llama: Path, train_data: Path, eval_data: Path
+) -> MakeConfig:
+    """Write a YAML for a tiny SeRA run with its own ``output_dir`` and ``dataset_prepared_path``.
+
+    Keyword arguments replace top-level keys; ``drop`` names keys to leave out.
+    """
+    root = tmp_path_factory.mktemp("runs")
+    numbers = itertools.count(1)
+
+    def make(*, drop: tuple[str, ...] = (), **changes: Any) -> Path:
+        folder = root / f"{next(numbers):03d}"
+        folder.mkdir()
+        keys: dict[str, Any] = {
+            "base_model": str(llama),
+            "plugins": ["sera_plugin.SeRAPlugin"],
+            "rl": "dpo",
+            "rl_beta": 0.1,
+            "datasets": [dataset_entry(train_data)],
+            "test_datasets": [dataset_entry(eval_data)],
+            "dataset_prepared_path": str(folder / "prepared"),
+            "dataset_num_proc": 1,
+            "output_dir": str(folder / "out"),
+            "sequence_len": 128,
+            "micro_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "num_epochs": 3,
+            "learning_rate": 1e-3,
+            "optimizer": "adamw_torch",
+            "lr_scheduler": "cosine",
+            "val_set_size": 0,
+            "bf16": False,
+            "fp16": False,
+            "tf32": False,
+            "logging_steps": 1,
+            "evals_per_epoch": 1,
+            "saves_per_epoch": 1,
+            "seed": 7,
+            "sera": {"bootstrap": {"max_new_tokens": 16}},
+        }
+        keys = {key: value for key, value in (keys | changes).items() if key not in drop}
+        path = folder / "config.yml"
+        path.write_text(yaml.safe_dump(keys), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """Run the installed ``axolotl`` script offline; returns stdout and stderr together."""
+    script = Path(sys.executable).parent / "axolotl"
+    return _runner([str(script)])
+
+
+@pytest.fixture(scope="session")
+def run_python() -> RunCli:
+    """Run this Python, offline, with arguments; returns stdout and stderr together."""
+    return _runner([sys.executable])
+
+
+def _runner(command: list[str]) -> Callable[..., str]:
+    def run(
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        expect_failure: bool = False,
+        timeout: float = 300,
+    ) -> str:
+        done = subprocess.run(
+            [*command, *map(str, args)],
+            env=ENVIRONMENT | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        failed = done.returncode != 0
+        if failed != expect_failure:
+            pytest.fail(
+                f"axolotl {' '.join(map(str, args))} left with {done.returncode}:\n"
+                f"{done.stdout[-8000:]}"
+            )
+        return done.stdout
+
+    return run
