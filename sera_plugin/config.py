@@ -19,8 +19,8 @@ def _not_bool(value: Any) -> Any:
 
 
 MOST = 2**31 - 1
-Int = Annotated[int, BeforeValidator(_not_bool), Field(strict=True, le=MOST)]
-Float = Annotated[float, BeforeValidator(_not_bool), Field(strict=True, allow_inf_nan=False)]
+Int = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_bool)]
 
 
 class _Block(BaseModel):
@@ -177,17 +177,21 @@ def parse_block(raw: Any) -> SeraConfig | None:
         raise SeraConfigError(_sentence(error)) from None
 
 
-def _plain(value: Any, path: str = "sera") -> Any:
-    if not isinstance(value, dict):
+def _plain(value: Any, path: str = "sera", levels: int = 2) -> Any:
+    """The value without nulls, as deep as there are blocks."""
+    if not isinstance(value, dict) or levels == 0:
         return value
     for key in value:
         if not isinstance(key, str) or not key.isprintable():
             raise SeraConfigError(f"{path}: {_show(key)} is not a key of SeRA; keys are words.")
-    return {k: _plain(v, f"{path}.{k}") for k, v in value.items() if v is not None}
+    return {k: _plain(v, f"{path}.{k}", levels - 1) for k, v in value.items() if v is not None}
 
 
 def _show(value: Any, limit: int = 80) -> str:
-    text = ascii(value) if isinstance(value, str) else repr(value)
+    try:
+        text = ascii(value) if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # more digits or levels than Python writes out
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -225,7 +229,7 @@ def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
     text = names.get(option.get("type", ""), option.get("type", "a value"))
     bounds = {**outer, **option}
     limits = [
-        f"{word} {bounds[key]:g}"
+        f"{word} {bounds[key]:.10g}"
         for key, word in (
             ("minimum", "from"),
             ("exclusiveMinimum", "above"),

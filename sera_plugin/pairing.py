@@ -136,6 +136,7 @@ def balanced_penalty(pools: Sequence[Pool], beta: float, steps: int = 60) -> flo
     function, so the side of the crossing with the smaller difference is returned. Negative when
     the reward itself prefers short answers. 0 if there is nothing to balance.
     """
+    pools = [pool for pool in pools if pool.candidates]
     spread = [
         abs(beta * (a.log_ratio - b.log_ratio))
         for pool in pools

@@ -1,0 +1,281 @@
+"""The ``sera:`` block: defaults, bounds, and errors of one sentence."""
+
+import datetime
+import math
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sera_plugin.config import (
+    BootstrapConfig,
+    SelectionConfig,
+    SeraArgs,
+    SeraConfig,
+    SeraConfigError,
+    parse_block,
+)
+
+MODELS = (SeraConfig, SelectionConfig, BootstrapConfig)
+KEYS = sorted({name for model in MODELS for name in model.model_fields})
+
+
+def error_of(raw):
+    with pytest.raises(SeraConfigError) as caught:
+        parse_block(raw)
+    text = str(caught.value)
+    assert_one_sentence(text)
+    return text
+
+
+def assert_one_sentence(text):
+    assert text.isprintable(), ascii(text)
+    assert text[-1] in ".?", text
+    assert text.startswith("sera"), text
+    assert len(text) < 1000  # long values are cut
+
+
+def test_no_block_means_off_and_true_means_defaults():
+    assert parse_block(None) is None
+    assert parse_block(False) is None
+    assert parse_block(True) == parse_block({}) == SeraConfig()
+
+
+def test_defaults():
+    assert SeraConfig().model_dump() == {
+        "warmup_rounds": 1,
+        "ensemble": 0.3,
+        "selection": {"keep": 0.7, "margin": "sum"},
+        "bootstrap": {
+            "fraction": 0.3,
+            "num_candidates": 4,
+            "prompts": 0.6,
+            "pool": "policy_and_offline",
+            "temperature": 0.7,
+            "top_p": 1.0,
+            "max_new_tokens": 512,
+            "length_penalty": 0.0,
+            "ensemble": False,
+        },
+        "reference": "fixed",
+    }
+
+
+def test_null_means_default_at_every_level():
+    raw = {"ensemble": None, "selection": None, "bootstrap": {"top_p": None, "fraction": 0.1}}
+    assert parse_block(raw) == SeraConfig(bootstrap=BootstrapConfig(fraction=0.1))
+
+
+def test_a_parsed_block_parses_again_to_the_same():
+    config = parse_block({"selection": {"keep": 5000}, "bootstrap": {"length_penalty": "auto"}})
+    assert parse_block(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value"),
+    [
+        ("bootstrap", "temperature", 1),
+        ("bootstrap", "top_p", 1),
+        ("bootstrap", "length_penalty", 0),
+        ("bootstrap", "fraction", 0),
+    ],
+)
+def test_whole_numbers_become_floats_where_floats_are_meant(block, key, value):
+    # transformers refuses a temperature that is an int.
+    found = getattr(getattr(parse_block({block: {key: value}}), block), key)
+    assert found == value
+    assert type(found) is float
+
+
+def test_the_config_is_frozen():
+    with pytest.raises(ValidationError):
+        SeraConfig().ensemble = 0.5
+
+
+@pytest.mark.parametrize("model", [*MODELS, SeraArgs])
+def test_every_field_has_a_description(model):
+    for name, field in model.model_fields.items():
+        assert field.description, f"{model.__name__}.{name}"
+        assert field.description.endswith("."), f"{model.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("yes", "sera: 'yes' is not allowed; write a block of keys, true or false."),
+        ([1], "sera: [1] is not allowed; write a block of keys, true or false."),
+        (3, "sera: 3 is not allowed; write a block of keys, true or false."),
+        (
+            {"ensemble": 2},
+            "sera.ensemble: 2 is not allowed; it must be a number from 0 up to 1.",
+        ),
+        (
+            {"ensemble": True},
+            "sera.ensemble: True is not allowed; it must be a number from 0 up to 1.",
+        ),
+        (
+            {"warmup_rounds": 0},
+            "sera.warmup_rounds: 0 is not allowed; it must be a whole number from 1 up to "
+            "2147483647.",
+        ),
+        (
+            {"reference": "previos"},
+            "sera.reference: 'previos' is not allowed; it must be fixed or previous.",
+        ),
+        (
+            {"bootstrap": {"max_new_tokens": 10**5000}},
+            "sera.bootstrap.max_new_tokens: a huge int is not allowed; it must be a whole number "
+            "from 1 up to 2147483647.",
+        ),
+        ({"selection": 3}, "sera.selection: 3 is not allowed; it must be a block of keys."),
+        (
+            {"selection": {"keep": 0}},
+            "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1] or a whole number "
+            "of pairs from 2 on.",
+        ),
+        (
+            {"selection": {"keep": 2.5}},
+            "sera.selection.keep: 2.5 is neither a share in (0, 1] nor a whole number of pairs.",
+        ),
+        (
+            {"bootstrap": {"length_penalty": "automatic"}},
+            "sera.bootstrap.length_penalty: 'automatic' is not allowed; it must be a number or "
+            "auto.",
+        ),
+        (
+            {"bootstrap": {"temperature": math.nan}},
+            "sera.bootstrap.temperature: nan is not allowed; it must be a number from 0 up to 100.",
+        ),
+        (
+            {"bootstrap": {"top_p": 0}},
+            "sera.bootstrap.top_p: 0 is not allowed; it must be a number above 0 up to 1.",
+        ),
+        (
+            {"bootstrap": {"ensemble": "yes please"}},
+            "sera.bootstrap.ensemble: 'yes please' is not allowed; it must be true or false.",
+        ),
+        (
+            {"bootstrap": {"fraction": 0.9}},
+            "sera.bootstrap.prompts: 0.6 is below sera.bootstrap.fraction: 0.9; a prompt gives at "
+            "most one pair, so it must be at least as large.",
+        ),
+        (
+            {"reference": "previous", "bootstrap": {"ensemble": True}},
+            "sera.bootstrap.ensemble: true can't be combined with sera.reference: previous, because "
+            "the earlier policy's own reference is no longer at hand; set one of them to its "
+            "default (false, fixed).",
+        ),
+        ({7: 1}, "sera: 7 is not a key of SeRA; keys are words."),
+        ({"bootstrap": {"a\nb": 1}}, r"sera.bootstrap: 'a\nb' is not a key of SeRA; keys are words."),
+    ],
+)  # fmt: skip
+def test_errors_word_for_word(raw, expected):
+    assert error_of(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "hint"),
+    [
+        ({"ensembel": 0.3}, "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"),
+        ({"bootstrap": {"topp": 1}}, "did you mean top_p?"),
+        ({"bootstrap": {"num_candidate": 1}}, "did you mean num_candidates?"),
+        ({"selection": {"margins": 1}}, "did you mean margin?"),
+        # A key of another block is named with its path.
+        ({"keep": 0.5}, "did you mean sera.selection.keep?"),
+        ({"temperature": 0.5}, "did you mean sera.bootstrap.temperature?"),
+        ({"selection": {"fraction": 0.5}}, "did you mean sera.bootstrap.fraction?"),
+        ({"bootstrap": {"warmup_rounds": 1}}, "did you mean sera.warmup_rounds?"),
+        ({"selection": {"zzz": 1}}, "allowed are keep, margin."),
+    ],
+)
+def test_unknown_keys_get_a_hint(raw, hint):
+    assert error_of(raw).endswith(hint)
+
+
+@pytest.mark.parametrize("name", sorted(SeraConfig.model_fields))
+def test_one_letter_off_is_understood(name):
+    assert error_of({name[:-1] + "x": 1}).endswith(f"did you mean {name}?")
+
+
+def deep(levels, make):
+    value = 1
+    for _ in range(levels):
+        value = make(value)
+    return value
+
+
+@pytest.mark.parametrize("place", ["sera", "sera.ensemble", "sera.selection.keep", "sera.nonsense"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**400,
+        -(10**400),
+        10**5000,  # Python refuses to print this many digits
+        2**63,
+        "\ud800",
+        "\x1b[31m\n",
+        "x" * 1_000_000,
+        b"\xff",
+        math.inf,
+        datetime.date(2024, 1, 1),
+        {1, 2},
+        object,
+        deep(3000, lambda v: [v]),
+        deep(3000, lambda v: {"selection": v}),
+        deep(3000, lambda v: {"\n": v}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hostile_values_give_one_sentence(place, value):
+    raw = value
+    for part in reversed(place.split(".")[1:]):
+        raw = {part: raw}
+    error_of(raw)
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.text(st.characters(), max_size=8),
+    st.sampled_from(["sum", "mean", "auto", "policy", "fixed", "previous"]),
+)
+words = st.one_of(st.sampled_from(KEYS), st.text(st.characters(), max_size=8), st.integers())
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=8,
+)
+# Blocks with known keys alone get as far as the validators.
+blocks = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.fixed_dictionaries({}, optional=dict.fromkeys(inner.model_fields, scalars))
+        if inner
+        else scalars
+        for name, inner in {
+            **dict.fromkeys(SeraConfig.model_fields),
+            "selection": SelectionConfig,
+            "bootstrap": BootstrapConfig,
+        }.items()
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(values | blocks | st.dictionaries(words, values, max_size=4))
+@example({"bootstrap": {"prompts": 0.1}})
+def test_parse_block_returns_a_config_or_raises_one_sentence(raw):
+    try:
+        config = parse_block(raw)
+    except SeraConfigError as error:
+        assert_one_sentence(str(error))
+    else:
+        assert config is None or isinstance(config, SeraConfig)
+        if config is not None:
+            assert math.isfinite(config.selection.keep)
+            assert 0 < config.selection.keep
+            assert config.bootstrap.fraction <= config.bootstrap.prompts <= 1
