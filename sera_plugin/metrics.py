@@ -133,5 +133,5 @@ def table_text(rows: Sequence[dict[str, float]]) -> str:
             *(form.format(row[name]) if name in row else "-" for name, (_, form) in columns.items())
         )
     buffer = io.StringIO()
-    Console(file=buffer, width=110, color_system=None).print(table)
+    Console(file=buffer, width=140, color_system=None).print(table)
     return buffer.getvalue()

@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# Nothing below needs a network once the packages are installed. One thread per process: the models
+# here are so small that more threads only wait for each other.
+OFFLINE = HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
+	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.PHONY: help demo test format clean
+
+help:
+	@echo "make demo    install, then train the CPU demo and print what it did"
+	@echo "make test    install, then ruff, mypy and pytest"
+	@echo "make format  let ruff format and fix"
+	@echo "make clean   remove what the demo made (not the environment)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
+
+# The stamps make a second call skip the installation, until the requirements change.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+# DeepSpeed compiles its operators when it first needs them, not while it is installed.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	rm -rf demo-output
+	$(OFFLINE) $(BIN)/python example_configs/make_demo.py
+	$(OFFLINE) $(BIN)/axolotl train example_configs/demo.yml
+	$(OFFLINE) $(BIN)/python example_configs/show_demo.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadscope --cov=sera_plugin --cov-report=term
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf demo-output last_run_prepared .pytest_cache .mypy_cache .ruff_cache .coverage
