@@ -7,7 +7,8 @@ it was sampled in, nor on the number of ranks, except through rounding in the lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +87,30 @@ class InverseCdfSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_tokens
         cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        target = self.draws[:, step : step + 1] * cumulative[:, -1:]
+        total = cumulative[:, -1:]
+        # Below the total even after rounding, so that no token without probability is drawn.
+        below = torch.nextafter(total, torch.zeros_like(total))
+        target = torch.minimum(self.draws[:, step : step + 1] * total, below)
         token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+@contextmanager
+def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
+    """The model without its generation settings: `generate` would mix a repetition penalty and
+    the like into ours, and the answers would no longer be the policy's."""
+    own: dict[Any, Any] = {
+        module: module.generation_config
+        for module in model.modules()
+        if "generation_config" in vars(module)
+    }
+    try:
+        for module in own:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, settings in own.items():
+            module.generation_config = settings
 
 
 @dataclass(frozen=True)
@@ -156,13 +178,14 @@ class Sampler:
             attention_mask[row, width - len(prompt.token_ids) :] = 1
         steps = max(settings.room(len(prompt.token_ids)) for prompt in prompts)
         generate: Any = model.generate
-        sampled = generate(
-            input_ids=input_ids.repeat_interleave(copies, 0).to(device),
-            attention_mask=attention_mask.repeat_interleave(copies, 0).to(device),
-            generation_config=self._config(steps),
-            logits_processor=self._processors(prompts, seed, round_number, steps, width),
-            synced_gpus=synced,
-        )[:, width:].cpu()
+        with _without_own_settings(model):
+            sampled = generate(
+                input_ids=input_ids.repeat_interleave(copies, 0).to(device),
+                attention_mask=attention_mask.repeat_interleave(copies, 0).to(device),
+                generation_config=self._config(steps),
+                logits_processor=self._processors(prompts, seed, round_number, steps, width),
+                synced_gpus=synced,
+            )[:, width:].cpu()
         result = []
         for row, prompt in enumerate(prompts):
             room = settings.room(len(prompt.token_ids))

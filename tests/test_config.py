@@ -162,12 +162,15 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"reference": "previous", "bootstrap": {"ensemble": True}},
-            "sera.bootstrap.ensemble: true can't be combined with sera.reference: previous, because "
-            "the earlier policy's own reference is no longer at hand; set one of them to its "
-            "default (false, fixed).",
+            "sera.bootstrap.ensemble: true can't be combined with sera.reference: previous, "
+            "because the earlier policy's own reference is no longer at hand; set one of them to "
+            "its default (false, fixed).",
         ),
         ({7: 1}, "sera: 7 is not a key of SeRA; keys are words."),
-        ({"bootstrap": {"a\nb": 1}}, r"sera.bootstrap: 'a\nb' is not a key of SeRA; keys are words."),
+        (
+            {"bootstrap": {"a\nb": 1}},
+            r"sera.bootstrap: 'a\nb' is not a key of SeRA; keys are words.",
+        ),
     ],
 )  # fmt: skip
 def test_errors_word_for_word(raw, expected):
@@ -277,5 +280,5 @@ def test_parse_block_returns_a_config_or_raises_one_sentence(raw):
         assert config is None or isinstance(config, SeraConfig)
         if config is not None:
             assert math.isfinite(config.selection.keep)
-            assert 0 < config.selection.keep
+            assert config.selection.keep > 0
             assert config.bootstrap.fraction <= config.bootstrap.prompts <= 1

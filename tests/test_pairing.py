@@ -1,6 +1,7 @@
 """Best against worst, the length penalty and its automatic choice, by hand and as properties."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -257,7 +258,7 @@ def test_auto_penalty_balances_up_to_the_step(many):
         if len(a.token_ids) != len(b.token_ids)
     }
     ends = [-100.0, *sorted(turns), 100.0]
-    inside = [(low + high) / 2 for low, high in zip(ends, ends[1:], strict=False)]
+    inside = [(low + high) / 2 for low, high in pairwise(ends)]
     gaps = [gap(many, 1.0, a) for a in inside]
     assert (np.diff(gaps) <= 1e-12).all()
     spread = any(len({c.log_ratio for c in pool.candidates}) > 1 for pool in many)

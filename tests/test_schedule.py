@@ -1,4 +1,4 @@
-"""Sizes, updates and positions, against numbers worked out by hand and accelerate's own sharding."""
+"""Sizes, updates and positions, against numbers by hand and accelerate's own sharding."""
 
 import math
 

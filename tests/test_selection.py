@@ -64,7 +64,7 @@ def test_scaling_and_shifting_margins_changes_nothing(table, scale, shift):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_margin_that_is_no_number_is_refused(bad):
-    with pytest.raises(ValueError, match="the margin of example b is .*, not a finite number"):
+    with pytest.raises(ValueError, match=r"the margin of example b is .*, not a finite number"):
         rank(["a", "b"], np.array([0.0, bad]))
 
 
