@@ -30,22 +30,8 @@ FALSEHOOD = 0.35
 STEPS, BATCH = 500, 32
 
 ANIMALS = [
-    "fox",
-    "owl",
-    "bear",
-    "wolf",
-    "frog",
-    "crab",
-    "deer",
-    "mole",
-    "hare",
-    "seal",
-    "goat",
-    "crow",
-    "duck",
-    "lynx",
-    "toad",
-    "swan",
+    *("fox", "owl", "bear", "wolf", "frog", "crab", "deer", "mole"),
+    *("hare", "seal", "goat", "crow", "duck", "lynx", "toad", "swan"),
 ]
 FACTS = {
     "home": ["forest", "river", "desert", "mountain", "meadow", "cave", "lake", "burrow"],

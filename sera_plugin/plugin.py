@@ -40,6 +40,9 @@ class SeRAPlugin(BasePlugin):
         """
         config = _block_of(cfg)
         if config is None:
+            if cfg.get("trainer_cls") == TRAINER:
+                LOG.warning("SeRA is off, so trainer_cls: %s has no effect.", TRAINER)
+                cfg["trainer_cls"] = None
             return
         check_host_config(cfg, config)
         if cfg.get("seed") is None:

@@ -140,3 +140,12 @@ def test_demo_tokenizer_knows_every_word(demo: ModuleType) -> None:
         for text in (row["messages"][0]["content"], row["chosen"]["content"]):
             assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
             assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(("name", "gpus"), CONFIGS.items())
+def test_example_can_be_switched_off(name: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERA", "off")
+    cfg = validated(raw(name), gpus)
+    assert cfg.sera is False
+    assert cfg.trainer_cls is None
+    assert not cfg.precompute_ref_log_probs
