@@ -58,6 +58,24 @@ def fresh_lines(
         }
 
 
+def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
+    """Every answer that competed in a round, and whether its prompt gave a pair to the round."""
+    used = {pair.example_id for pair in review.composition.fresh}
+    for pool in review.bootstrapped.pools:
+        for candidate in pool.candidates:
+            yield {
+                "example_id": pool.example_id,
+                "source": candidate.source.value,
+                "finished": candidate.finished,
+                "token_ids": list(candidate.token_ids),
+                "policy_logp": candidate.policy_logp,
+                "reference_logp": candidate.reference_logp,
+                "log_ratio": candidate.log_ratio,
+                "reward": candidate.reward(beta, review.bootstrapped.penalty),
+                "in_round": pool.example_id in used,
+            }
+
+
 def run_settings(trainer: Any) -> dict[str, Any]:
     """What a run was started with."""
     schedule = trainer.schedule

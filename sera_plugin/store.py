@@ -83,6 +83,21 @@ _ROWS = pa.schema(
 )
 
 
+_CANDIDATES = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("source", pa.string()),
+        ("finished", pa.bool_()),
+        ("token_ids", pa.list_(pa.int64())),
+        ("policy_logp", pa.float64()),
+        ("reference_logp", pa.float64()),
+        ("log_ratio", pa.float64()),
+        ("reward", pa.float64()),
+        ("in_round", pa.bool_()),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """A reviewed round as it is stored."""
@@ -131,8 +146,17 @@ class RunStore:
         record: RoundRecord,
         fresh: Iterable[Mapping[str, Any]],
         summary: Mapping[str, Any],
+        candidates: Iterable[Mapping[str, Any]] = (),
     ) -> Path:
-        """Write a round's folder; an earlier folder of the same round is replaced."""
+        """Write a round's folder; an earlier folder of the same round is replaced.
+
+        Args:
+            number: the round.
+            record: what training and a resume need.
+            fresh: bootstrapped pairs as text.
+            summary: metrics of the review.
+            candidates: every answer that competed, with the columns of ``_CANDIDATES``.
+        """
         final = self.round_dir(number)
         building = final.with_name(final.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
@@ -140,6 +164,8 @@ class RunStore:
         _write_table(building / "margins.parquet", record.table.to_arrow())
         rows = [asdict(row) for row in record.rows]
         _write_table(building / "rows.parquet", pa.Table.from_pylist(rows, schema=_ROWS))
+        table = pa.Table.from_pylist(list(candidates), schema=_CANDIDATES)
+        _write_table(building / "candidates.parquet", table)
         lines = "".join(json.dumps(pair) + "\n" for pair in fresh)
         _write_text(building / "bootstrapped.jsonl", lines)
         _write_text(building / "summary.json", json.dumps(summary, indent=2))

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
-from sera_plugin.artifacts import fresh_lines, run_settings
+from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
 from sera_plugin.config import parse_block
 from sera_plugin.endings import common_ending
 from sera_plugin.generation import Sampler, Sampling
@@ -203,7 +203,8 @@ class SeRATrainer(RoundTrainer):
         self.log_metrics_of_round({f"sera/{name}": value for name, value in metrics.items()})
         if self.accelerator.is_main_process:
             fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
-            folder = self.store.write_round(number, record, fresh, metrics)
+            candidates = candidate_rows(review, self.beta)
+            folder = self.store.write_round(number, record, fresh, metrics, candidates)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,108 @@
+"""The whole method once more, slowly: plain loops over single examples, nothing from the plugin.
+
+It reads text and token ids, renders the templates by hand, and keeps everything in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IDS = Sequence[int]
+
+
+def llama_text(messages: list[dict[str, str]]) -> str:
+    out = "<|begin_of_text|>"
+    for m in messages:
+        out += f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>"
+    return out + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def qwen_text(messages: list[dict[str, str]]) -> str:
+    out = ""
+    for m in messages:
+        out += f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n"
+    return out + "<|im_start|>assistant\n"
+
+
+def llama_answer(text: str) -> str:
+    return text + "<|eot_id|><|end_of_text|>"
+
+
+def qwen_answer(text: str) -> str:
+    return text + "<|im_end|>"
+
+
+def logp(model: torch.nn.Module, prompt: IDS, answer: IDS) -> float:
+    """log π(y|x), one token after the other."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double().numpy()
+    total = 0.0
+    for offset, token in enumerate(answer):
+        row = logits[len(prompt) + offset - 1]
+        top = row.max()
+        total += row[token] - top - math.log(np.exp(row - top).sum())
+    return float(total)
+
+
+@dataclass
+class Pair:
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def log_ratio(
+    policy: torch.nn.Module, reference: torch.nn.Module, prompt: IDS, answer: IDS
+) -> float:
+    return logp(policy, prompt, answer) - logp(reference, prompt, answer)
+
+
+def margin(policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, kind: str) -> float:
+    chosen = log_ratio(policy, reference, pair.prompt, pair.chosen)
+    rejected = log_ratio(policy, reference, pair.prompt, pair.rejected)
+    if kind == "mean":
+        chosen, rejected = chosen / len(pair.chosen), rejected / len(pair.rejected)
+    return chosen - rejected
+
+
+def mix(now: float, before: float | None, gamma: float) -> float:
+    return now if before is None else (1 - gamma) * now + gamma * before
+
+
+def top(margins: dict[str, float], count: int) -> list[str]:
+    return sorted(margins, key=lambda i: (-margins[i], i))[:count]
+
+
+@dataclass
+class Answer:
+    tokens: list[int]
+    sampled: bool
+    finished: bool
+    reward: float
+
+
+def best_and_worst(answers: list[Answer]) -> tuple[Answer, Answer] | None:
+    """Best finished answer against the worst of all, if one of them was sampled."""
+    best = worst = None
+    for answer in answers:
+        if answer.finished and (best is None or answer.reward > best.reward):
+            best = answer
+        if worst is None or answer.reward < worst.reward:
+            worst = answer
+    if best is None or worst is None or best.reward <= worst.reward:
+        return None
+    return (best, worst) if best.sampled or worst.sampled else None
+
+
+def dpo_loss(policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float) -> float:
+    h = beta * margin(policy, reference, pair, "sum")
+    return math.log1p(math.exp(-h))
+
+
+def ipo_loss(policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float) -> float:
+    return (margin(policy, reference, pair, "mean") - 1 / (2 * beta)) ** 2

@@ -1,0 +1,171 @@
+"""A real run against ``slow_reference``: margins, kept ids, pairs, and the loss of each round.
+
+One optimizer update a round, so the loss logged in a round is the loss of the whole round under
+the policy that reviewed it, which the checkpoint before holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import assets
+import pyarrow.parquet as pq
+import pytest
+import slow_reference as slow
+import torch
+from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sera_plugin.identity import content_id
+
+BETA, GAMMA, PENALTY, ROUNDS = 0.2, 0.4, 0.01, 3
+KEEP, FRESH = 38, 13  # 0.6 and 0.2 of 64, rounded
+CASES = {
+    "dpo": ("llama", slow.llama_text, slow.llama_answer, "sum", slow.dpo_loss),
+    "ipo": ("qwen", slow.qwen_text, slow.qwen_answer, "mean", slow.ipo_loss),
+}
+
+
+class Run:
+    """What a finished run left behind, and the pairs as the slow reference reads them."""
+
+    def __init__(self, folder: Path, base: Path, rl: str) -> None:
+        self.folder = folder
+        _, prompt_text, answer_text, self.kind, self.loss = CASES[rl]
+        words = AutoTokenizer.from_pretrained(base)
+        self.pairs: dict[str, slow.Pair] = {}
+        for row in assets.pairs(TRAIN_PAIRS):
+            texts = [
+                prompt_text(row["messages"]),
+                answer_text(row["chosen"]["content"]),
+                answer_text(row["rejected"]["content"]),
+            ]
+            ids = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
+            self.pairs[content_id(*texts)] = slow.Pair(*ids)
+        self.reference = AutoModelForCausalLM.from_pretrained(base)
+        self.logs = json.loads((self._checkpoint(ROUNDS) / "trainer_state.json").read_text())[
+            "log_history"
+        ]
+        self._margins: dict[int, dict[str, float]] = {}
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    @functools.cache  # noqa: B019
+    def policy(self, number: int) -> torch.nn.Module:
+        """The policy that reviewed before round ``number``."""
+        return AutoModelForCausalLM.from_pretrained(self._checkpoint(number - 1))
+
+    def table(self, number: int, name: str) -> list[dict[str, Any]]:
+        return pq.read_table(self.folder / f"sera/round-{number:02d}/{name}.parquet").to_pylist()
+
+    def margins(self, number: int) -> dict[str, float]:
+        if number not in self._margins:
+            policy = self.policy(number)
+            self._margins[number] = {
+                i: slow.margin(policy, self.reference, pair, self.kind)
+                for i, pair in self.pairs.items()
+            }
+        return self._margins[number]
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def run(
+    request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli, llama: Path, qwen: Path
+) -> Run:
+    rl = request.param
+    base = {"llama": llama, "qwen": qwen}[CASES[rl][0]]
+    path = config(
+        base_model=str(base),
+        rl=rl,
+        rl_beta=BETA,
+        num_epochs=ROUNDS,
+        learning_rate=5e-3,
+        lr_scheduler="constant",
+        warmup_steps=0,
+        micro_batch_size=4,
+        gradient_accumulation_steps=16,
+        saves_per_epoch=1,
+        logging_steps=1,
+        sera={
+            "ensemble": GAMMA,
+            "selection": {"keep": 0.6, "margin": CASES[rl][3]},
+            "bootstrap": {
+                "fraction": 0.2,
+                "prompts": 0.8,
+                "max_new_tokens": 12,
+                "length_penalty": PENALTY,
+            },
+        },
+    )
+    run_cli("train", path, "--launcher", "python")
+    return Run(output_dir(path), base, rl)
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("number", [2, 3])
+def test_margins_and_kept_pairs(run: Run, number: int) -> None:
+    table = {row["example_id"]: row for row in run.table(number, "margins")}
+    own = run.margins(number)
+    assert table.keys() == own.keys()
+    before = run.margins(number - 1) if number > 2 else {}
+    mixed = {i: slow.mix(m, before.get(i), GAMMA) for i, m in own.items()}
+    for i in own:
+        assert table[i]["margin"] == pytest.approx(own[i], abs=1e-4)
+        assert table[i]["ensembled_margin"] == pytest.approx(mixed[i], abs=1e-4)
+    assert max(abs(m) for m in own.values()) > 0.05, "the policy has not moved; nothing is tested"
+    assert {i for i, row in table.items() if row["kept"]} == set(slow.top(mixed, KEEP))
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("number", [2, 3])
+def test_pairs_of_the_given_candidates(run: Run, number: int) -> None:
+    policy = run.policy(number)
+    pools: dict[str, list[slow.Answer]] = defaultdict(list)
+    for row in run.table(number, "candidates"):
+        prompt = run.pairs[row["example_id"]].prompt
+        ratio = slow.log_ratio(policy, run.reference, prompt, row["token_ids"])
+        reward = BETA * ratio - PENALTY * len(row["token_ids"])
+        assert row["reward"] == pytest.approx(reward, abs=1e-4)
+        sampled = row["source"] == "policy"
+        answer = slow.Answer(row["token_ids"], sampled, row["finished"], reward)
+        pools[row["example_id"]].append(answer)
+    found = {i: slow.best_and_worst(answers) for i, answers in pools.items()}
+    pairs = {i: pair for i, pair in found.items() if pair is not None}
+    best = slow.top({i: a.reward - b.reward for i, (a, b) in pairs.items()}, FRESH)
+    fresh = {
+        row["example_id"]: (row["chosen_ids"], row["rejected_ids"])
+        for row in run.table(number, "rows")
+        if row["chosen_ids"] is not None
+    }
+    assert fresh == {i: (pairs[i][0].tokens, pairs[i][1].tokens) for i in best}
+    assert fresh, "no pair was bootstrapped; nothing is tested"
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_loss_of_the_round(run: Run, number: int) -> None:
+    policy = run.reference if number == 1 else run.policy(number)
+    if number == 1:
+        trained = list(run.pairs.values())
+    else:
+        rows = run.table(number, "rows")
+        assert len(rows) == KEEP + FRESH
+        trained = []
+        for row in rows:
+            pair = run.pairs[row["example_id"]]
+            if row["chosen_ids"] is not None:
+                pair = slow.Pair(pair.prompt, row["chosen_ids"], row["rejected_ids"])
+            trained.append(pair)
+    # The host averages over micro-batches of 4; the last one of a reviewed round holds 3 pairs.
+    losses = [run.loss(policy, run.reference, pair, BETA) for pair in trained]
+    batches = [losses[i : i + 4] for i in range(0, len(losses), 4)]
+    expected = sum(sum(batch) / len(batch) for batch in batches) / len(batches)
+    logged = next(
+        entry["loss"] for entry in run.logs if entry["step"] == number and "loss" in entry
+    )
+    assert logged == pytest.approx(expected, rel=1e-4)
