@@ -1,0 +1,227 @@
+"""Snapshots give back every byte, and each model of a run scores as what it is."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sera_plugin.policies import Policies, Snapshot
+
+INPUT = torch.tensor([[3, 1, 4, 1, 5, 9]])
+
+
+def small_model(dtype=torch.float32, **changes):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        attention_dropout=0.5,
+        **changes,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def with_adapter(seed=1):
+    model = get_peft_model(
+        small_model(), LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", r=4)
+    )
+    shift(model, seed)
+    return model
+
+
+@torch.no_grad()
+def shift(model, seed):
+    """What training does: move every trainable weight."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.3 * torch.randn_like(parameter, dtype=torch.float32))
+
+
+def bytes_of(model):
+    return {
+        name: tensor.detach().contiguous().view(torch.uint8).clone()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def logits(forward):
+    return forward(input_ids=INPUT, use_cache=False).logits.detach()
+
+
+KINDS = {
+    "fp32": small_model,
+    "bf16": lambda: small_model(torch.bfloat16),
+    "tied": lambda: small_model(tie_word_embeddings=True),
+    "adapter": with_adapter,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_swapping_in_shows_the_old_policy_and_restores_every_byte(kind):
+    model = KINDS[kind]().eval()
+    snapshot, old, old_logits = Snapshot.take(model), bytes_of(model), logits(model)
+    shift(model, 7)
+    new, new_logits = bytes_of(model), logits(model)
+    assert not same(old, new)
+    with snapshot.swapped_in(model):
+        assert same(bytes_of(model), old)
+        assert torch.equal(logits(model), old_logits)
+    assert same(bytes_of(model), new)
+    assert torch.equal(logits(model), new_logits)
+
+
+def test_weights_that_are_no_numbers_come_back_too():
+    model = small_model()
+    snapshot = Snapshot.take(model)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+        model.lm_head.weight[0, 1] = -0.0
+    before = bytes_of(model)
+    with snapshot.swapped_in(model):
+        assert torch.isfinite(model.lm_head.weight).all()
+    assert same(bytes_of(model), before)
+
+
+def test_every_byte_is_restored_when_the_body_raises():
+    model = with_adapter()
+    snapshot = Snapshot.take(model)
+    shift(model, 7)
+    before = bytes_of(model)
+
+    def fail():
+        with snapshot.swapped_in(model):
+            assert not same(bytes_of(model), before)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert same(bytes_of(model), before)
+
+
+def test_a_snapshot_of_another_model_is_refused_and_changes_nothing():
+    model = small_model()
+    before = bytes_of(model)
+    with (
+        pytest.raises(KeyError, match="q_proj.lora_A"),
+        Snapshot.take(with_adapter()).swapped_in(model),
+    ):
+        pass
+    assert same(bytes_of(model), before)
+
+
+def test_a_snapshot_holds_trainable_weights_alone_and_is_a_copy():
+    model = with_adapter()
+    snapshot = Snapshot.take(model)
+    assert snapshot.weights
+    assert all("lora_" in name for name in snapshot.weights)
+    kept = {name: tensor.clone() for name, tensor in snapshot.weights.items()}
+    shift(model, 7)
+    assert all(torch.equal(snapshot.weights[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_can_be_stored(kind, tmp_path):
+    snapshot = Snapshot.take(KINDS[kind]())
+    snapshot.save(tmp_path / "policy.safetensors")
+    loaded = Snapshot.load(tmp_path / "policy.safetensors")
+    assert loaded.weights.keys() == snapshot.weights.keys()
+    for name, tensor in snapshot.weights.items():
+        assert loaded.weights[name].dtype == tensor.dtype
+        assert torch.equal(loaded.weights[name], tensor)
+
+
+def policies_of(model, ref_model=None):
+    """`Policies` on the few attributes of the host's trainer that it reads."""
+    trainer = SimpleNamespace(
+        accelerator=Accelerator(cpu=True),
+        args=SimpleNamespace(gradient_checkpointing_kwargs={"use_reentrant": False}),
+        model=model,
+        ref_model=ref_model,
+    )
+    return Policies(trainer, model)
+
+
+def test_the_policy_scores_without_dropout_and_trains_on_as_before():
+    model = small_model()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    expected = logits(copy.deepcopy(model).eval())
+    with policies_of(model).policy() as forward:
+        assert not model.is_gradient_checkpointing
+        assert torch.equal(logits(forward), expected)
+    assert model.is_gradient_checkpointing
+    assert all(module.training for module in model.modules())
+
+
+def test_the_reference_of_a_full_model_is_the_hosts():
+    model, reference = small_model(), small_model()
+    shift(model, 7)
+    expected = logits(reference.eval())
+    with policies_of(model, reference.train()).reference() as forward:
+        assert torch.equal(logits(forward), expected)
+    assert reference.training
+
+
+def test_the_reference_of_an_adapter_is_its_base():
+    model = with_adapter().eval()
+    base = logits(small_model().eval())
+    policy = logits(model)
+    assert not torch.allclose(policy, base)
+    policies = policies_of(model)
+    with policies.reference() as forward:
+        assert torch.equal(logits(forward), base)
+    with policies.policy() as forward:
+        assert torch.equal(logits(forward), policy)
+
+
+def test_an_adapter_that_is_trained_further_has_its_beginning_as_reference():
+    model = with_adapter()
+    torch.manual_seed(0)
+    model.add_adapter("ref", model.peft_config["default"])
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in parameters:
+            if ".ref." in name:
+                parameters[name].copy_(parameters[name.replace(".ref.", ".default.")])
+    start = logits(model.eval())
+    shift(model, 7)
+    with policies_of(model).reference() as forward:
+        assert torch.equal(logits(forward), start)
+    assert model.active_adapter == "default"
+    assert not torch.equal(logits(model), start)
+
+
+def test_a_moved_reference_is_the_snapshot():
+    model, first = small_model(), small_model()
+    policies = policies_of(model, first)
+    shift(model, 7)
+    policies.reference_snapshot = Snapshot.take(model)
+    moved = logits(copy.deepcopy(model).eval())
+    shift(model, 8)
+    now = bytes_of(model)
+    with policies.reference() as forward:
+        assert torch.equal(logits(forward), moved)
+    assert same(bytes_of(model), now)
+
+
+def test_the_model_that_generates_is_the_bare_one_in_evaluation_mode():
+    model = with_adapter().train()
+    with policies_of(model).generating() as bare:
+        assert bare is model
+        assert not any(module.training for module in bare.modules())
+    assert model.training
