@@ -24,6 +24,8 @@ OFFLINE = {
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Any other number makes `datasets` spawn workers that each import everything again.
+    "AXOLOTL_DATASET_NUM_PROC": "0",
     "COLUMNS": "200",
 }
 
@@ -129,7 +131,6 @@ def config(
             "datasets": [dataset_entry(train_data)],
             "test_datasets": [dataset_entry(eval_data)],
             "dataset_prepared_path": str(folder / "prepared"),
-            "dataset_num_proc": 1,
             "output_dir": str(folder / "out"),
             "sequence_len": 128,
             "micro_batch_size": 4,
