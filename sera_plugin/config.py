@@ -63,7 +63,11 @@ class BootstrapConfig(_Block):
         "bootstrapping off.",
     )
     num_candidates: Int = Field(
-        default=4, ge=1, le=1024, description="Answers sampled per prompt from the current policy."
+        default=4,
+        ge=1,
+        le=1024,
+        json_schema_extra={"allowed": "a whole number from 1 up to 1024"},
+        description="Answers sampled per prompt from the current policy.",
     )
     prompts: Float = Field(
         default=0.6,
