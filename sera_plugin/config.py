@@ -19,7 +19,9 @@ def _not_bool(value: Any) -> Any:
 
 
 MOST = 2**31 - 1
-Int = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
+Int = Annotated[int, Field(strict=True), BeforeValidator(_not_bool)]
+# Pydantic drops one of two bounds of a kind, so a field with an upper bound of its own takes Int.
+Count = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_bool)]
 
 
@@ -30,7 +32,7 @@ class _Block(BaseModel):
 class SelectionConfig(_Block):
     """Self-review: which offline pairs a reviewed round keeps."""
 
-    keep: Annotated[Int, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)] = Field(
+    keep: Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)] = Field(
         default=0.7,
         json_schema_extra={"allowed": "a share in (0, 1] or a whole number of pairs from 2 on"},
         description="Offline pairs kept per reviewed round: a share of |D| in (0, 1], or a whole "
@@ -63,11 +65,7 @@ class BootstrapConfig(_Block):
         "bootstrapping off.",
     )
     num_candidates: Int = Field(
-        default=4,
-        ge=1,
-        le=1024,
-        json_schema_extra={"allowed": "a whole number from 1 up to 1024"},
-        description="Answers sampled per prompt from the current policy.",
+        default=4, ge=1, le=1024, description="Answers sampled per prompt from the current policy."
     )
     prompts: Float = Field(
         default=0.6,
@@ -84,7 +82,7 @@ class BootstrapConfig(_Block):
         default=0.7, ge=0, le=100, description="Sampling temperature; 0 is greedy decoding."
     )
     top_p: Float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling mass.")
-    max_new_tokens: Int = Field(
+    max_new_tokens: Count = Field(
         default=512,
         ge=1,
         description="Most tokens sampled per answer; prompt and answer always fit `sequence_len`.",
@@ -115,7 +113,7 @@ class BootstrapConfig(_Block):
 class SeraConfig(_Block):
     """The ``sera:`` block."""
 
-    warmup_rounds: Int = Field(
+    warmup_rounds: Count = Field(
         default=1, ge=1, description="Rounds (epochs) on all of D before the first review."
     )
     ensemble: Float = Field(
