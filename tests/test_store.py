@@ -1,0 +1,256 @@
+"""Artifacts: what is written reads back equal, and nothing is lost or left half done."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sera_plugin.rounds import RoundRow
+from sera_plugin.scores import PairLogps
+from sera_plugin.store import ReviewTable, RoundRecord, RunStore
+
+NUMBERS = [field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled")]
+
+
+def table_of(count, seed=0):
+    draw = np.random.default_rng(seed)
+    ids = tuple(f"{i:024x}" for i in range(count))
+    columns = draw.normal(size=(6, count)) * 1e3
+    return ReviewTable(
+        ids,
+        PairLogps(ids, columns[0], columns[1]),
+        PairLogps(ids, columns[2], columns[3]),
+        columns[4],
+        columns[5],
+        draw.random(count) < 0.5,
+    )
+
+
+ROWS = [
+    RoundRow("a/offline", "a"),
+    RoundRow("b/policy", "b", (1, 2, 2**40), (), -1.25, -0.1),
+    RoundRow("a/offline/2", "a"),
+]
+RECORD = RoundRecord(table_of(3), ROWS)
+
+
+def assert_equal(found, expected):
+    assert found.rows == expected.rows
+    here, there = found.table, expected.table
+    assert here.ids == there.ids
+    for side in ("policy", "ratios"):
+        one, other = getattr(here, side), getattr(there, side)
+        assert one.ids == other.ids
+        np.testing.assert_array_equal(one.chosen, other.chosen)
+        np.testing.assert_array_equal(one.rejected, other.rejected)
+    for name in NUMBERS:
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
+        assert getattr(here, name).dtype == np.float64
+    np.testing.assert_array_equal(here.kept, there.kept)
+    assert here.kept.dtype == np.bool_
+
+
+def tree(root):
+    """Every file below ``root`` with its bytes."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_round_reads_back_equal(tmp_path):
+    store = RunStore(tmp_path)
+    folder = store.write_round(2, RECORD, [], {"round": 2.0})
+    assert folder == tmp_path / "sera" / "round-02"
+    assert_equal(store.read_round(2), RECORD)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.builds(
+            RoundRow,
+            st.text("0123456789abcdef/-", min_size=1),
+            st.text("0123456789abcdef-", min_size=1),
+            st.none() | st.lists(st.integers(0, 2**31)).map(tuple),
+            st.none() | st.lists(st.integers(0, 2**31)).map(tuple),
+            st.none() | st.floats(allow_nan=False),
+            st.none() | st.floats(allow_nan=False),
+        )
+    ),
+    arrays(np.float64, 4, elements=st.floats()),
+)
+def test_any_round_reads_back_equal(tmp_path_factory, rows, numbers):
+    table = table_of(4)
+    record = RoundRecord(
+        ReviewTable(table.ids, table.policy, table.ratios, numbers, -numbers, table.kept), rows
+    )
+    store = RunStore(tmp_path_factory.mktemp("run"))
+    store.write_round(3, record, [], {})
+    assert_equal(store.read_round(3), record)
+
+
+def test_a_round_is_replaced_whole(tmp_path):
+    store = RunStore(tmp_path)
+    store.write_round(2, RECORD, [{"prompt": "old"}], {"round": 2.0, "old": 1.0})
+    (store.round_dir(2) / "extra").write_text("old")
+    newer = RoundRecord(table_of(5, seed=1), ROWS[:1])
+    store.write_round(2, newer, [{"prompt": "new"}], {"round": 2.0})
+    assert_equal(store.read_round(2), newer)
+    assert not any("old" in bytes_.decode("latin1") for bytes_ in tree(tmp_path).values())
+    assert [path.name for path in store.root.iterdir()] == ["round-02"]
+
+
+def test_a_round_that_fails_on_the_way_leaves_the_earlier_one(tmp_path):
+    store = RunStore(tmp_path)
+    store.write_round(2, RECORD, [], {"round": 2.0})
+    before = tree(store.round_dir(2))
+
+    def broken():
+        yield {"prompt": "first"}
+        raise RuntimeError("no more pairs")
+
+    with pytest.raises(RuntimeError, match="no more pairs"):
+        store.write_round(2, RoundRecord(table_of(5), []), broken(), {})
+    assert tree(store.round_dir(2)) == before
+    # What was left over does not get in the way.
+    store.write_round(2, RECORD, [], {"round": 2.0})
+    assert_equal(store.read_round(2), RECORD)
+
+
+def test_a_round_that_was_never_written_is_absent(tmp_path):
+    store = RunStore(tmp_path)
+    assert store.read_round(1) is None
+    store.update_summary(1, {"seconds_training": 1.5})
+    assert store.read_round(1) is None
+
+
+HOSTILE = {
+    "controls": "".join(map(chr, range(32))) + "\x7f\x85",
+    "lines": "one\ntwo\r\nthree\rfour\u2028five\u2029six\vseven\feight\x1cnine",
+    "surrogates": "\ud800 \udfff \udc80",
+    "terminal": "\x1b[2J\x1b]0;title\x07\x9b31m",
+    "json": '"},{"prompt": "injected"}\n{"a": 1}',
+    "letters": "日本語 🙂 e\u0301 \u202e\ufeff",
+    "long": "x" * 1_000_000,
+    "nul": "a\0b",
+}
+
+
+def test_hostile_text_reads_back_equal_one_object_a_line(tmp_path):
+    store = RunStore(tmp_path)
+    pairs = [{"prompt": text, "chosen": name, "round": 2} for name, text in HOSTILE.items()]
+    folder = store.write_round(2, RECORD, pairs, {})
+    raw = (folder / "bootstrapped.jsonl").read_bytes()
+    # A terminal that shows the file must see nothing but printable ASCII.
+    assert set(raw) <= {*range(32, 127), ord("\n")}
+    lines = raw.decode("ascii").splitlines()
+    assert [json.loads(line) for line in lines] == pairs
+    assert raw.count(b"\n") == len(pairs)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.dictionaries(st.text(st.characters()), st.text(st.characters()), max_size=3)))
+def test_any_text_reads_back_equal(tmp_path_factory, pairs):
+    store = RunStore(tmp_path_factory.mktemp("run"))
+    folder = store.write_round(2, RECORD, pairs, {})
+    lines = (folder / "bootstrapped.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == pairs
+
+
+def test_every_answer_that_competed_reads_back_equal(tmp_path):
+    answers = [
+        {
+            "example_id": "a",
+            "source": "policy",
+            "finished": False,
+            "token_ids": [1, 2**40],
+            "policy_logp": -1.25,
+            "reference_logp": -0.1,
+            "log_ratio": -1.15,
+            "reward": float("-inf"),
+            "in_round": True,
+        },
+        {
+            "example_id": "a",
+            "source": "offline_chosen",
+            "finished": True,
+            "token_ids": [],
+            "policy_logp": 0.0,
+            "reference_logp": 0.0,
+            "log_ratio": 0.0,
+            "reward": 0.5,
+            "in_round": False,
+        },
+    ]
+    store = RunStore(tmp_path)
+    folder = store.write_round(2, RECORD, [], {}, iter(answers))
+    assert pq.read_table(folder / "candidates.parquet").to_pylist() == answers
+    folder = store.write_round(2, RECORD, [], {})
+    assert pq.read_table(folder / "candidates.parquet").to_pylist() == []
+
+
+def test_a_first_start_moves_nothing(tmp_path):
+    store = RunStore(tmp_path)
+    assert store.start() is None
+    assert store.start() is None  # an empty folder is no run
+    assert store.root.is_dir()
+    assert list(tmp_path.iterdir()) == [store.root]
+
+
+def test_a_start_moves_earlier_runs_aside_and_loses_nothing(tmp_path):
+    store = RunStore(tmp_path)
+    runs = []
+    for number in range(3):
+        moved = store.start()
+        if number:
+            assert moved == tmp_path / f"sera-earlier-{number}"
+            assert tree(moved) == runs[-1]
+        assert not any(store.root.iterdir())
+        store.write_run({"seed": number})
+        store.write_round(2, RECORD, [{"prompt": f"run {number}"}], {"number": number})
+        (store.root / "policy-02.safetensors").write_bytes(bytes([number]))
+        runs.append(tree(store.root))
+    assert [tree(tmp_path / f"sera-earlier-{n}") for n in (1, 2)] == runs[:2]
+    assert tree(store.root) == runs[2]
+    assert len({json.dumps(sorted(map(str, run.values()))) for run in runs}) == 3
+
+
+def test_run_settings_read_back(tmp_path):
+    store = RunStore(tmp_path)
+    store.write_run({"seed": 1})
+    store.write_run({"seed": 2, "sera": {"ensemble": 0.3}})
+    assert json.loads((store.root / "run.json").read_text()) == {
+        "seed": 2,
+        "sera": {"ensemble": 0.3},
+    }
+    assert [path.name for path in store.root.iterdir()] == ["run.json"]
+
+
+def summary_of(store, number):
+    return json.loads((store.round_dir(number) / "summary.json").read_text())
+
+
+def test_a_summary_is_added_to(tmp_path):
+    store = RunStore(tmp_path)
+    store.write_round(2, RECORD, [], {"round": 2.0, "kept": 7.0})
+    others = {k: v for k, v in tree(store.round_dir(2)).items() if k != "summary.json"}
+    store.update_summary(2, {"seconds_training": 1.5})
+    store.update_summary(2, {"seconds_training": 2.5, "kept": 8.0})
+    assert summary_of(store, 2) == {"round": 2.0, "kept": 8.0, "seconds_training": 2.5}
+    found = tree(store.round_dir(2))
+    found.pop("summary.json")
+    assert found == others
+
+
+def test_a_round_without_review_gets_a_summary_too(tmp_path):
+    store = RunStore(tmp_path)
+    store.update_summary(1, {"seconds_training": 1.5})
+    assert summary_of(store, 1) == {"round": 1, "seconds_training": 1.5}
+    assert [path.name for path in store.round_dir(1).iterdir()] == ["summary.json"]
