@@ -15,6 +15,7 @@ Data flows one way; read the modules in this order:
 ``generation``     candidates sampled from the policy (torch, collectives)
 ``policies``       reference, and snapshots of earlier policies
 ``review``         one review: scoring -> selection -> bootstrap -> round
+``scaling``        what a run costs in tokens and memory, before it starts
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``logs``           loggers
 ``metrics``        what is logged and the table per round

@@ -99,6 +99,12 @@ class BootstrapConfig(_Block):
         "memory.",
     )
 
+    gather: Literal["auto"] | bool = Field(
+        default="auto",
+        description="DeepSpeed ZeRO-3 only: gather all weights on every rank while sampling; "
+        "`auto` does so where they take at most 60% of the free memory.",
+    )
+
     @model_validator(mode="after")
     def _prompts_cover_fraction(self) -> BootstrapConfig:
         if self.fraction > self.prompts:

@@ -9,13 +9,15 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 * ``trl.DPOTrainer._precompute_ref_logps``, ``precompute_ref_logps``, and the helpers of
   ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
-* ``axolotl.integrations.base.PluginManager.cfg``, ``axolotl.common.datasets``,
-  ``axolotl.loaders.load_tokenizer``
+* ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
+  ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from axolotl.integrations.base import PluginManager
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer
-from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from transformers import Trainer
+from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
 # Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
 from trl.trainer.dpo_trainer import selective_log_softmax
@@ -36,10 +38,9 @@ from sera_plugin.schedule import Batching, Schedule
 __all__ = [
     "RoundTrainer",
     "disable_gradient_checkpointing",
-    "load_preference_data",
+    "gathered_weights",
     "plugin_config",
     "selective_log_softmax",
-    "unwrap_model_for_generation",
     "use_adapter",
 ]
 
@@ -49,12 +50,20 @@ def plugin_config() -> Any:
     return PluginManager.get_instance().cfg
 
 
-def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The datasets that Axolotl would load by itself (``TrainDatasetMeta``), and the tokenizer."""
-    from axolotl.common.datasets import load_preference_datasets
-    from axolotl.loaders import load_tokenizer
+@contextmanager
+def gathered_weights(model: torch.nn.Module) -> Iterator[None]:
+    """All weights of a ZeRO-3 engine on every rank, its hooks off; both are put back on leaving.
 
-    return load_preference_datasets(cfg=cfg), load_tokenizer(cfg)
+    Like TRL's ``unwrap_model_for_generation``, but the hooks also come back if the body raises.
+    """
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        remove_hooks(model)
+        try:
+            yield
+        finally:
+            add_hooks(model)
 
 
 class RoundTrainer(AxolotlDPOTrainer):

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from sera_plugin.host import (
     disable_gradient_checkpointing,
-    unwrap_model_for_generation,
+    gathered_weights,
     use_adapter,
 )
+from sera_plugin.logs import logger
+from sera_plugin.scaling import choose_gather
 from sera_plugin.scoring import Forward, inference
+
+LOG = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,10 +132,28 @@ class Policies:
                 yield self._model
 
     @contextmanager
-    def generating(self) -> Iterator[PreTrainedModel]:
-        """πθ ready for ``generate``."""
-        with (
-            self._quiet(),
-            unwrap_model_for_generation(self._model, self._trainer.accelerator) as model,
-        ):
-            yield model
+    def generating(self) -> Iterator[tuple[PreTrainedModel, bool]]:
+        """πθ ready for ``generate``, and whether ranks must take every decoding step together."""
+        zero3 = self._trainer.is_deepspeed_enabled and hasattr(
+            next(self.unwrapped.parameters()), "ds_id"
+        )
+        gather = zero3 and self._gather()
+        with self._quiet(), gathered_weights(self._model) if gather else nullcontext():
+            yield self.unwrapped, (zero3 and not gather) or self._trainer.is_fsdp_enabled
+
+    def _gather(self) -> bool:
+        """Decide, equally on every rank, whether sampling gathers all weights."""
+        weights = sum(p.ds_numel * p.element_size() for p in self.unwrapped.parameters())
+        free = min(gather_object([_free_bytes(self._trainer.accelerator.device)]))
+        gather, why = choose_gather(self._trainer.sera.bootstrap.gather, weights, free)
+        LOG.info("Sampling %s all weights on every rank (%s).", _DOES[gather], why)
+        return gather
+
+
+_DOES = {True: "gathers", False: "does not gather"}
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -161,8 +161,8 @@ class Reviewer:
             return Bootstrapped((), (), 0.0, {}, 0, 0), Phase(), Phase()
         prompts, without_room = self._prompts(size.number)
         start = time.perf_counter()
-        with self.policies.generating() as model:
-            rollouts = self.sampler.rollouts(model, prompts, self.seed, size.number, synced=False)
+        with self.policies.generating() as (model, synced):
+            rollouts = self.sampler.rollouts(model, prompts, self.seed, size.number, synced=synced)
         sampled = sum(len(r.token_ids) for answers in rollouts.values() for r in answers)
         generation = Phase(time.perf_counter() - start, sampled, sampled)
         fresh, scoring = self._score_rollouts(prompts, rollouts)

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
+from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
 from sera_plugin.config import parse_block
@@ -42,6 +43,8 @@ class SeRATrainer(RoundTrainer):
         if config is None:
             raise RuntimeError("SeRATrainer needs a `sera:` block in the config.")
         self.sera = config
+        # TRL draws a new adapter's weights before the host's trainer seeds itself.
+        set_seed(int(plugin_config().seed))
         super().__init__(*args, **kwargs)
         self.store = RunStore(self.args.output_dir)
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
