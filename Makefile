@@ -4,9 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# Nothing below needs a network once the packages are installed. One thread per process: the models
-# here are so small that more threads only wait for each other.
-OFFLINE = HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+# Nothing below needs a network once the packages are installed. `axolotl train` looks for
+# `accelerate` on the PATH. One thread per process: the models here are so small that more threads
+# only wait for each other.
+RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
@@ -34,15 +35,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	rm -rf demo-output
-	$(OFFLINE) $(BIN)/python example_configs/make_demo.py
-	$(OFFLINE) $(BIN)/axolotl train example_configs/demo.yml
-	$(OFFLINE) $(BIN)/python example_configs/show_demo.py
+	$(RUN) python example_configs/make_demo.py
+	$(RUN) axolotl train example_configs/demo.yml
+	$(RUN) python example_configs/show_demo.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadscope --cov=sera_plugin --cov-report=term
+	$(RUN) python -m pytest -n 2 --dist loadscope --cov=sera_plugin --cov-report=term
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
