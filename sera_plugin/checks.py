@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("sample_packing", bool, "a batch must hold whole pairs"),
     ("auto_find_batch_size", bool, "the number of updates must be known in advance"),
     ("relora", bool, "the reference is the model without its adapter"),
+    ("sequence_parallel_degree", lambda v: _above_one(v), "each process must hold whole sequences"),
     ("context_parallel_size", lambda v: _above_one(v), "each process must hold whole sequences"),
     ("tensor_parallel_size", lambda v: _above_one(v), "each process must hold its own batch"),
 )
@@ -36,6 +38,14 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _above_one(value: Any) -> bool:
     return isinstance(value, int) and value > 1
+
+
+def _yaml(value: Any) -> str:
+    """``value`` as a user would write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    plain = value if isinstance(value, str) else repr(value)
+    return plain if len(plain) <= 80 else plain[:77] + "..."
 
 
 def check_host_config(cfg: Any, config: SeraConfig) -> None:
@@ -46,7 +56,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     """
     rl = getattr(cfg.get("rl"), "value", cfg.get("rl"))
     if rl not in ("dpo", "ipo"):
-        raise SeraConfigError(f"rl: {rl} can't be used with sera; allowed are dpo and ipo.")
+        raise SeraConfigError(f"rl: {_yaml(rl)} can't be used with sera; allowed are dpo and ipo.")
     trainer_cls = cfg.get("trainer_cls")
     if trainer_cls not in (None, TRAINER):
         raise SeraConfigError(
@@ -57,7 +67,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         value = cfg.get(key)
         if value is not None and in_the_way(value):
             raise SeraConfigError(
-                f"{key}: {value} can't be used with sera because {why}; remove the key."
+                f"{key}: {_yaml(value)} can't be used with sera because {why}; remove the key."
             )
     if cfg.get("precompute_ref_log_probs") is False:
         raise SeraConfigError(
@@ -71,17 +81,23 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
     epochs = cfg.get("num_epochs", 1)
     epochs = 1 if epochs is None else epochs
-    whole = isinstance(epochs, (int, float)) and not isinstance(epochs, bool)
-    if not whole or epochs != int(epochs) or epochs <= config.warmup_rounds:
+    if not _whole(epochs) or epochs <= config.warmup_rounds:
+        shown = repr(epochs) if isinstance(epochs, str) else _yaml(epochs)
         raise SeraConfigError(
-            f"num_epochs: {epochs} is not allowed; a round is an epoch, so it must be a whole "
+            f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
             f"number above sera.warmup_rounds: {config.warmup_rounds}."
         )
     max_steps = cfg.get("max_steps")
-    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+    if max_steps is not None and (not _whole(max_steps) or max_steps < 1):
         raise SeraConfigError(
-            f"max_steps: {max_steps} is not allowed; it must be a whole number from 1, or absent."
+            f"max_steps: {_yaml(max_steps)} is not allowed; it must be a whole number from 1, or "
+            "absent."
         )
+
+
+def _whole(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value == int(value)
 
 
 def _check_sharding(cfg: Any, config: SeraConfig) -> None:
@@ -152,7 +168,8 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
     pairs = len(dataset)
     if pairs < 2:
         raise SeraConfigError(
-            f"datasets: {pairs} pairs are left to train on; sera needs 2 or more."
+            f"datasets: {pairs} {'pair is' if pairs == 1 else 'pairs are'} left to train on, after "
+            f"those longer than sequence_len: {cfg.sequence_len}; sera needs 2 or more."
         )
     batch = int(cfg.micro_batch_size or 1) * int(cfg.gradient_accumulation_steps or 1)
     batch *= int(cfg.world_size or 1)
@@ -167,6 +184,13 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
             f"sera.selection.keep: {int(keep)} is more than the {pairs} pairs of the dataset; "
             "allowed is a share in (0, 1] or a number up to that."
         )
+    try:
+        plan_of(cfg, config, pairs)
+    except ValueError as error:
+        raise SeraConfigError(
+            f"dataloader_drop_last: {_yaml(cfg.dataloader_drop_last)} can't be used here because "
+            f"{error}; use a smaller batch or more pairs, or remove the key."
+        ) from None
 
 
 def check_tokenizer(cfg: Any, config: SeraConfig, dataset: Dataset, tokenizer: Any) -> None:

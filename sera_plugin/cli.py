@@ -13,17 +13,23 @@ def sera() -> None:
     """SeRA: preference tuning that reviews and renews its own data."""
 
 
-@sera.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    },
-)
-@click.option("--sera/--no-sera", "enabled", default=True)
+class _HandedOn(click.Command):
+    """A command that hands all arguments on as they are, `--` included."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        ours = [arg for arg in args[:end] if arg in {"--sera", "--no-sera", "--help"}]
+        rest = [arg for arg in args[:end] if arg not in ours] + args[end:]
+        super().parse_args(ctx, ours)
+        ctx.args = rest
+        return rest
+
+
+@sera.command(cls=_HandedOn, options_metavar="[--no-sera] CONFIG [OPTIONS OF axolotl train]")
+@click.option("--sera/--no-sera", "enabled", default=True, help="Switch SeRA off for this run.")
 @click.pass_context
 def train(ctx: click.Context, enabled: bool) -> None:
-    """Run `axolotl train` with the same arguments; `--no-sera` switches SeRA off for this run."""
+    """Run `axolotl train` with the same arguments."""
     from axolotl.cli.main import cli
 
     from sera_plugin.plugin import SWITCH

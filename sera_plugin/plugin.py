@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from sera_plugin.checks import (
     check_tokenizer,
     plan_of,
 )
-from sera_plugin.config import SeraConfig, parse_block
+from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
 from sera_plugin.logs import logger
 
 LOG = logger(__name__)
@@ -23,7 +24,27 @@ LOG = logger(__name__)
 SWITCH = "SERA"
 """Environment variable: ``SERA=off`` switches SeRA off without editing the YAML."""
 
+ON = {"", "on", "1", "true", "yes"}
+OFF = {"off", "0", "false", "no"}
+
 DEFAULT_SEED = 42
+
+DEPENDENCIES = (
+    "accelerate",
+    "datasets",
+    "numpy",
+    "psutil",
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "rich.console",
+    "rich.table",
+    "safetensors.torch",
+    "torch",
+    "tqdm.auto",
+    "transformers",
+    "trl",
+)
+"""What the modules import that are only loaded with the trainer, long after the config is read."""
 
 
 class SeRAPlugin(BasePlugin):
@@ -43,7 +64,10 @@ class SeRAPlugin(BasePlugin):
             if cfg.get("trainer_cls") == TRAINER:
                 LOG.warning("SeRA is off, so trainer_cls: %s has no effect.", TRAINER)
                 cfg["trainer_cls"] = None
+            elif "sera" in cfg and cfg["sera"] is None:
+                LOG.warning("sera: null means off; write sera: true for all defaults.")
             return
+        _import(*DEPENDENCIES)
         check_host_config(cfg, config)
         if cfg.get("seed") is None:
             LOG.warning("seed is not set; SeRA sets seed: %d so that rounds repeat.", DEFAULT_SEED)
@@ -58,7 +82,7 @@ class SeRAPlugin(BasePlugin):
         config = _block_of(cfg)
         if config is None or preprocess:
             return None
-        from sera_plugin.host import load_preference_data
+        from sera_plugin.preference_data import load_preference_data
 
         meta, tokenizer = load_preference_data(cfg)
         check_dataset(cfg, config, meta.train_dataset)
@@ -67,11 +91,34 @@ class SeRAPlugin(BasePlugin):
         steps = plan_of(cfg, config, len(meta.train_dataset)).max_steps
         return replace(meta, total_num_steps=steps)
 
+    def pre_model_load(self, cfg: Any) -> None:
+        """Import the trainer: after Axolotl patched TRL, and before it loads a model."""
+        if _block_of(cfg) is not None:
+            _import("sera_plugin.trainer")
+
+
+def _import(*modules: str) -> None:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise RuntimeError(
+                f"plugins: sera_plugin.SeRAPlugin can't work because {error.name or name} can't be "
+                f"imported ({error}); `pip install sera_plugin` brings what it needs."
+            ) from error
+
 
 def _block_of(cfg: Any) -> SeraConfig | None:
-    if os.environ.get(SWITCH, "").lower() in {"off", "0", "false", "no"}:
+    switch = os.environ.get(SWITCH, "").strip().lower()
+    if switch not in ON | OFF:
+        raise SeraConfigError(
+            f"{SWITCH}: {switch!r} in the environment is not allowed; write {SWITCH}=off to switch "
+            "SeRA off, or unset it."
+        )
+    if switch in OFF:
         if cfg.get("sera"):
             LOG.warning("SeRA is switched off by the environment variable %s.", SWITCH)
+        if "sera" in cfg:
             cfg["sera"] = False
         return None
     raw = cfg.get("sera")
