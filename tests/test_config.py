@@ -57,6 +57,7 @@ def test_defaults():
             "max_new_tokens": 512,
             "length_penalty": 0.0,
             "ensemble": False,
+            "gather": "auto",
         },
         "reference": "fixed",
     }

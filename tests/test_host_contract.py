@@ -453,10 +453,21 @@ def test_the_helpers_of_trl_have_the_parameters_that_we_pass():
     assert_names(
         model_utils.disable_gradient_checkpointing, ["model", "gradient_checkpointing_kwargs"]
     )
-    assert names(model_utils.unwrap_model_for_generation)[:2] == ["model", "accelerator"], (
-        "trl.models.utils.unwrap_model_for_generation has other parameters; look at policies.py"
-    )
+    assert_names(model_utils.add_hooks, ["model"])
+    assert_names(model_utils.remove_hooks, ["model"])
     assert_names(trainer_utils.use_adapter, ["model", "adapter_name"])
+
+
+def test_trl_gathers_weights_in_the_steps_that_we_copied():
+    order = calls_in_order(
+        model_utils._unwrap_model_for_generation,
+        "GatheredParameters",
+        "remove_hooks",
+        "add_hooks",
+    )
+    assert order == ["GatheredParameters", "remove_hooks", "add_hooks"], (
+        "trl.models.utils gathers ZeRO-3 weights in another way; look at gathered_weights"
+    )
 
 
 def test_the_adapters_reference_is_named_as_we_name_it():
@@ -557,7 +568,7 @@ def test_plugin_manager_hands_out_the_config():
 def test_common_datasets_loads_preference_data_by_keyword():
     load = inspect.signature(axolotl.common.datasets.load_preference_datasets)
     assert load.parameters["cfg"].kind is inspect.Parameter.KEYWORD_ONLY, (
-        "axolotl.common.datasets.load_preference_datasets: look at load_preference_data"
+        "axolotl.common.datasets.load_preference_datasets: look at preference_data.py"
     )
     required = [n for n, p in load.parameters.items() if p.default is inspect.Parameter.empty]
     assert required == ["cfg"], (
@@ -576,7 +587,7 @@ def test_load_tokenizer_takes_the_config():
         for n, p in inspect.signature(load_tokenizer).parameters.items()
         if p.default is inspect.Parameter.empty
     ]
-    assert required == ["cfg"], "axolotl.loaders.load_tokenizer: look at load_preference_data"
+    assert required == ["cfg"], "axolotl.loaders.load_tokenizer: look at preference_data.py"
 
 
 def test_the_datasets_that_we_score_are_map_style():

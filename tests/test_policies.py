@@ -145,13 +145,15 @@ def test_a_snapshot_can_be_stored(kind, tmp_path):
         assert torch.equal(loaded.weights[name], tensor)
 
 
-def policies_of(model, ref_model=None):
+def policies_of(model, ref_model=None, fsdp=False):
     """`Policies` on the few attributes of the host's trainer that it reads."""
     trainer = SimpleNamespace(
         accelerator=Accelerator(cpu=True),
         args=SimpleNamespace(gradient_checkpointing_kwargs={"use_reentrant": False}),
         model=model,
         ref_model=ref_model,
+        is_deepspeed_enabled=False,
+        is_fsdp_enabled=fsdp,
     )
     return Policies(trainer, model)
 
@@ -219,9 +221,11 @@ def test_a_moved_reference_is_the_snapshot():
     assert same(bytes_of(model), now)
 
 
-def test_the_model_that_generates_is_the_bare_one_in_evaluation_mode():
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_the_model_that_generates_is_the_bare_one_in_evaluation_mode(fsdp):
     model = with_adapter().train()
-    with policies_of(model).generating() as bare:
+    with policies_of(model, fsdp=fsdp).generating() as (bare, synced):
         assert bare is model
+        assert synced is fsdp  # under FSDP every rank must take every step
         assert not any(module.training for module in bare.modules())
     assert model.training
