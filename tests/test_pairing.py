@@ -248,24 +248,27 @@ def test_a_prompt_without_candidates_does_not_matter():
 def test_auto_penalty_balances_up_to_the_step(many):
     many = [pool_of(*found) for found in many]
     alpha = balanced_penalty(many, 1.0)
-    # Rewards are compared at α = Δ(log-ratio) / Δ(length) alone, so between these turning points
-    # the gap is constant: one α inside each interval stands for all.
+    competing = [distinct(pool.candidates) for pool in many]
+    best = [max(c.log_ratio for c in [c for c in p if c.finished] or p) for p in competing]
+    worst = [min(c.log_ratio for c in p) for p in competing]
+    most = max(np.subtract(best, worst))
+    if most == 0:  # all rewards are equal: no α makes a pair
+        assert alpha == 0.0
+        return
+    # Rewards change places at α = Δ(log-ratio) / Δ(length) alone, so between these turning points
+    # the gap is constant: one α inside each interval stands for all. Beyond the largest difference
+    # of rewards the length alone decides.
     turns = {
         (a.log_ratio - b.log_ratio) / (len(a.token_ids) - len(b.token_ids))
-        for pool in many
-        for a in pool.candidates
-        for b in pool.candidates
+        for pool in competing
+        for a in pool
+        for b in pool
         if len(a.token_ids) != len(b.token_ids)
     }
-    ends = [-100.0, *sorted(turns), 100.0]
-    inside = [(low + high) / 2 for low, high in pairwise(ends)]
-    gaps = [gap(many, 1.0, a) for a in inside]
+    ends = [-most, *sorted(turn for turn in turns if abs(turn) < most), most]
+    gaps = [gap(many, 1.0, (low + high) / 2) for low, high in pairwise(ends)]
     assert (np.diff(gaps) <= 1e-12).all()
-    spread = any(len({c.log_ratio for c in pool.candidates}) > 1 for pool in many)
-    if spread:
-        assert abs(gap(many, 1.0, alpha)) <= min(map(abs, gaps)) + 1e-12
-    else:
-        assert alpha == 0.0
+    assert abs(gap(many, 1.0, alpha)) <= min(map(abs, gaps)) + 1e-12
 
 
 @relaxed
