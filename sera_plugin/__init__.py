@@ -21,6 +21,7 @@ Data flows one way; read the modules in this order:
 ``metrics``        what is logged and the table per round
 ``trainer``        the trainer that Axolotl builds
 ``host``           every touch of a private API of Axolotl, TRL or transformers
+``preference_data`` loading the pairs through the host, errors as one sentence
 ``plugin``         registration with Axolotl
 ``cli``            ``axolotl sera ...``
 =================  ==============================================================

@@ -96,5 +96,6 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         ],
         "updates": list(schedule.updates),
         "max_steps": schedule.max_steps,
+        "distributed": str(trainer.accelerator.distributed_type.value),
         "ranks": trainer.accelerator.num_processes,
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sera_plugin.offline import OfflinePairs
-from sera_plugin.pairing import Candidate, Source
+from sera_plugin.pairing import Source
 from sera_plugin.review import Phase, Review
 from sera_plugin.scores import PairLogps
 from sera_plugin.selection import overlap
@@ -62,7 +62,7 @@ def review_metrics(
     found |= _lengths(review, pairs)
     found |= _samples(review)
     found |= _speed("scoring", review.scoring)
-    if fresh.sampled:
+    if fresh.samples:
         found |= _speed("generation", review.generation)
     return found
 
@@ -83,18 +83,15 @@ def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
 
 
 def _samples(review: Review) -> dict[str, float]:
-    fresh = review.bootstrapped
-    own: list[Candidate] = [
-        c for pool in fresh.pools for c in pool.candidates if c.source is Source.POLICY
-    ]
-    if not own:
+    samples = review.bootstrapped.samples
+    if samples is None:
         return {}
     return {
-        "unique_answer_ratio": len(own) / fresh.sampled,
-        "finished_answer_ratio": _mean(c.finished for c in own),
+        "unique_answer_ratio": samples.unique,
+        "finished_answer_ratio": samples.finished,
         # E[log πθ/πref] over the policy's own samples estimates KL(πθ‖πref); biased where the
         # sampling temperature is not 1 or top_p cuts.
-        "kl_policy_samples": _mean(c.policy_logp - c.reference_logp for c in own),
+        "kl_policy_samples": samples.kl,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,47 @@ from sera_plugin.store import ReviewTable
 
 
 @dataclass(frozen=True)
+class SampleStats:
+    """All sampled answers, repeats and empty ones included.
+
+    Attributes:
+        answers: how many were sampled.
+        unique: share that is left when each prompt's repeats are dropped.
+        finished: share that ended by a stop token.
+        kl: mean log πθ/πref over the answers with at least one token, nats.
+    """
+
+    answers: int
+    unique: float
+    finished: float
+    kl: float
+
+    @classmethod
+    def of(
+        cls,
+        rollouts: Mapping[str, tuple[Rollout, ...]],
+        fresh: Mapping[str, Sequence[Candidate]],
+    ) -> SampleStats | None:
+        """Statistics, or None if nothing was sampled; ``fresh`` holds the scored answers."""
+        answers = [(i, rollout) for i, sampled in rollouts.items() for rollout in sampled]
+        if not answers:
+            return None
+        ratio = {
+            (i, c.token_ids, c.finished): c.policy_logp - c.reference_logp
+            for i, candidates in fresh.items()
+            for c in candidates
+        }
+        keys = [(i, r.token_ids, r.finished) for i, r in answers]
+        ratios = [ratio[key] for key in keys if key in ratio]
+        return cls(
+            answers=len(answers),
+            unique=len(set(keys)) / len(keys),
+            finished=float(np.mean([r.finished for _, r in answers])),
+            kl=float(np.mean(ratios)) if ratios else 0.0,
+        )
+
+
+@dataclass(frozen=True)
 class Bootstrapped:
     """What bootstrapping did: all pools, the pairs kept, α, and why pools gave no pair."""
 
@@ -41,7 +82,7 @@ class Bootstrapped:
     penalty: float
     short: Mapping[Shortfall, int]
     without_room: int
-    sampled: int
+    samples: SampleStats | None
 
 
 @dataclass(frozen=True)
@@ -158,7 +199,7 @@ class Reviewer:
         previous_policy: Snapshot | None,
     ) -> tuple[Bootstrapped, Phase, Phase]:
         if size.bootstrapped == 0:
-            return Bootstrapped((), (), 0.0, {}, 0, 0), Phase(), Phase()
+            return Bootstrapped((), (), 0.0, {}, 0, None), Phase(), Phase()
         prompts, without_room = self._prompts(size.number)
         start = time.perf_counter()
         with self.policies.generating() as (model, synced):
@@ -166,6 +207,7 @@ class Reviewer:
         sampled = sum(len(r.token_ids) for answers in rollouts.values() for r in answers)
         generation = Phase(time.perf_counter() - start, sampled, sampled)
         fresh, scoring = self._score_rollouts(prompts, rollouts)
+        samples = SampleStats.of(rollouts, fresh)
         if previous_policy is not None:
             fresh, more = self._mix_previous(prompts, fresh, previous_policy)
             scoring += more
@@ -180,8 +222,8 @@ class Reviewer:
             penalty = balanced_penalty(pools, self.beta)
         pairs, short = bootstrap(pools, self.beta, penalty)
         kept = tuple(keep_top(pairs, size.bootstrapped))
-        count = sum(map(len, rollouts.values()))
-        return Bootstrapped(pools, kept, penalty, short, without_room, count), generation, scoring
+        done = Bootstrapped(pools, kept, penalty, short, without_room, samples)
+        return done, generation, scoring
 
     def _prompts(self, round_number: int) -> tuple[list[Prompt], int]:
         """The prompts to sample, chosen by (seed, round, example), and how many have no room."""

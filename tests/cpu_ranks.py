@@ -5,16 +5,19 @@ Three host defaults assume a GPU; nothing of engines or collectives is replaced.
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from typing import Any
 
 import accelerate.state
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders.model import ModelLoader
 
 
-def _gloo_backend() -> None:
+def _gloo_backend(kind_of_ranks: DistributedType) -> None:
     original = accelerate.state.PartialState._prepare_backend
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -22,7 +25,7 @@ def _gloo_backend() -> None:
         if backend is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             backend = "gloo"
             if kind is None or kind == DistributedType.NO:
-                kind = DistributedType.MULTI_CPU
+                kind = kind_of_ranks
         return backend, kind
 
     accelerate.state.PartialState._prepare_backend = prepare
@@ -50,11 +53,41 @@ def _gather_plain_tensors() -> None:
     TorchBackend.all_gather_into_tensor = gather
 
 
+def _mesh_on_cpu() -> None:
+    original = ParallelismConfig.build_device_mesh
+
+    def build(self: Any, device_type: str) -> Any:
+        return original(self, "cpu")
+
+    ParallelismConfig.build_device_mesh = build
+
+
+def _fail_while_scoring(rank: int) -> None:
+    """Fault injection: the given rank raises in its third scoring batch."""
+    from sera_plugin.scoring import Scorer
+
+    original, calls = Scorer._batch, itertools.count(1)
+
+    def batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if int(os.environ.get("RANK", 0)) == rank and next(calls) == 3:
+            print(f"FAULT at {time.time():.1f}", flush=True)
+            raise OSError("injected fault")
+        return original(self, *args, **kwargs)
+
+    Scorer._batch = batch
+
+
 class CpuRanks(BasePlugin):
     """List it before other plugins."""
 
     def register(self, cfg: Any) -> None:
-        _gloo_backend()
+        # Accelerate turns FSDP on for ranks of the kind MULTI_GPU only.
+        sharded = bool(cfg.get("fsdp_config"))
+        _gloo_backend(DistributedType.MULTI_GPU if sharded else DistributedType.MULTI_CPU)
         _models_on_cpu()
         if cfg.get("deepspeed"):
             _gather_plain_tensors()
+        if sharded:
+            _mesh_on_cpu()
+        if "FAIL_RANK" in os.environ:
+            _fail_while_scoring(int(os.environ["FAIL_RANK"]))

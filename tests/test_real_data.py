@@ -11,7 +11,7 @@ import assets
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import MakeConfig, RunCli, output_dir
+from conftest import MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import load_dataset
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -26,22 +26,33 @@ ALPACA: dict[str, Any] = {
     "type": "chat_template.default",
     "field_messages": "conversation",
 }
-MULTI_TURN: dict[str, Any] = {
-    "path": str(DATA / "dpo_en_demo.json"),
-    "ds_type": "json",
-    "split": "train",
-    "type": "chat_template.default",
-    "field_messages": "conversations",
-    "message_property_mappings": {"role": "from", "content": "value"},
-    "roles": {"user": ["human"], "assistant": ["gpt"], "system": ["system"]},
-}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 CASES = {
-    "alpaca-llama-dpo-full": (ALPACA, "llama", "dpo", {}),
-    "alpaca-qwen-ipo-lora": (ALPACA, "qwen", "ipo", LORA),
-    "multiturn-llama-ipo-full": (MULTI_TURN, "llama", "ipo", {}),
-    "multiturn-qwen-dpo-lora": (MULTI_TURN, "qwen", "dpo", LORA),
+    "alpaca-llama-dpo-full": ("alpaca", "llama", "dpo", {}),
+    "alpaca-qwen-ipo-lora": ("alpaca", "qwen", "ipo", LORA),
+    "multiturn-llama-ipo-full": ("multi_turn", "llama", "ipo", {}),
+    "multiturn-qwen-dpo-lora": ("multi_turn", "qwen", "dpo", LORA),
 }
+
+
+def _multi_turn(path: Path) -> dict[str, Any]:
+    """The multi-turn chats with the keys of the template: Axolotl's schema of DPO datasets drops
+    ``message_property_mappings``."""
+    role = {"human": "user", "gpt": "assistant", "system": "system"}
+
+    def message(turn: dict[str, str]) -> dict[str, str]:
+        return {"role": role[turn["from"]], "content": turn["value"]}
+
+    rows = [
+        {
+            "messages": [message(turn) for turn in row["conversations"]],
+            "chosen": message(row["chosen"]),
+            "rejected": message(row["rejected"]),
+        }
+        for row in json.loads((DATA / "dpo_en_demo.json").read_text(encoding="utf-8"))
+    ]
+    assert max(len(row["messages"]) for row in rows) > 5
+    return dataset_entry(assets.write_jsonl(path, rows))
 
 
 def _texts() -> list[str]:
@@ -56,8 +67,10 @@ def run(
     config: MakeConfig,
     run_cli: RunCli,
 ) -> Path:
-    dataset, style, rl, adapter = CASES[request.param]
-    base = assets.save_model(tmp_path_factory.mktemp("model"), style, _texts())
+    source, style, rl, adapter = CASES[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    base = assets.save_model(folder / "model", style, _texts())
+    dataset = ALPACA if source == "alpaca" else _multi_turn(folder / "chats.jsonl")
     path = config(
         drop=("test_datasets",),
         base_model=str(base),
