@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from sera_plugin.generation import Rollout
 from sera_plugin.metrics import accuracy, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate, FreshPair, Pool, Shortfall, Source
-from sera_plugin.review import Bootstrapped, Phase, Review
+from sera_plugin.review import Bootstrapped, Phase, Review, SampleStats
 from sera_plugin.rounds import Composition
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps
@@ -43,6 +44,7 @@ PAIRS = OfflinePairs(
 LONG = Candidate((1, 2, 3, 4), Source.POLICY, True, 2.0, -5.0, -7.0)
 CUT = Candidate((5, 6), Source.POLICY, False, -1.0, -4.0, -3.0)
 OFFLINE = Candidate((7,), Source.CHOSEN, True, 1.0, -2.0, -3.0)
+STATS = SampleStats(answers=6, unique=0.5, finished=0.75, kl=1.25)
 POOLS = (Pool("a", (LONG, CUT, OFFLINE)), Pool("b", (OFFLINE, CUT)))
 
 
@@ -52,9 +54,9 @@ def review_of(fresh=True):
         FreshPair("b", OFFLINE, CUT, 0.3, POOLS[1]),
     )
     found = (
-        Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, 6)
+        Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, STATS)
         if fresh
-        else Bootstrapped((), (), 0.0, {}, 0, 0)
+        else Bootstrapped((), (), 0.0, {}, 0, None)
     )
     return Review(
         size=RoundSize(3, 2, 4 if fresh else 0, True),
@@ -102,10 +104,9 @@ def test_every_number_by_hand():
             "rejected_tokens_bootstrapped": 2,
             "fresh_chosen_share": 0.5,
             "bootstrapped_margin_mean": 0.4,
-            # Three of the six sampled answers were different from the others.
             "unique_answer_ratio": 0.5,
-            "finished_answer_ratio": 1 / 3,
-            "kl_policy_samples": 0.0,  # (2 − 1 − 1) / 3
+            "finished_answer_ratio": 0.75,
+            "kl_policy_samples": 1.25,
             "seconds_scoring": 4,
             "tokens_per_second_scoring": 250,
             "seconds_generation": 2,
@@ -122,6 +123,20 @@ def test_what_was_not_done_is_left_out():
     assert all(type(value) is float and np.isfinite(value) for value in found.values())
 
 
+def test_statistics_of_samples_count_repeats_and_empty_answers():
+    long, cut, empty = Rollout((1, 2, 3, 4), True), Rollout((5, 6), False), Rollout((9,), True)
+    rollouts = {"a": (long, cut, long, empty), "b": (cut, cut)}
+    # An empty answer is the ending alone; it is sampled but not scored.
+    found = SampleStats.of(rollouts, {"a": [LONG, CUT], "b": [CUT]})
+    assert found == SampleStats(
+        answers=6,
+        unique=pytest.approx(4 / 6),  # three of "a", one of "b"
+        finished=pytest.approx(3 / 6),
+        kl=pytest.approx((2 - 1 + 2 - 1 - 1) / 5),
+    )
+    assert SampleStats.of({}, {}) is None
+
+
 def test_accuracy_by_hand():
     assert accuracy(logps([3, 1, 0, 2], [1, 0, 4, 2])) == 0.5
     assert np.isnan(accuracy(logps([], [], ())))
@@ -135,7 +150,7 @@ def test_the_table_shows_every_round_on_a_line_of_its_own():
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     assert cells == [
         ["1", "61135", *["-"] * 9, "3600.0"],
-        ["3", "2", "2", "2", "-0.250", "0.500", "50.0%", "50.0%", "0.00", "4.0", "2.0", "-"],
+        ["3", "2", "2", "2", "-0.250", "0.500", "50.0%", "50.0%", "1.25", "4.0", "2.0", "-"],
     ]
     assert "\x1b" not in text
     assert text.splitlines()[0].strip() == "SeRA rounds"
