@@ -14,8 +14,10 @@ Data flows one way; read the modules in this order:
 ``scoring``        log-probs of completions under a model (torch, collectives)
 ``generation``     candidates sampled from the policy (torch, collectives)
 ``policies``       reference, and snapshots of earlier policies
+``bootstrapping``  sampling, scoring and pairing of fresh answers
 ``review``         one review: scoring -> selection -> bootstrap -> round
 ``scaling``        what a run costs in tokens and memory, before it starts
+``estimate``       that cost for the run at hand, logged before round 1
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``logs``           loggers
 ``metrics``        what is logged and the table per round

@@ -89,7 +89,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "seed": trainer.args.seed,
         "pairs": len(trainer.pairs),
         "dataset_hash": dataset_hash(trainer.pairs.ids),
-        "ending_token_ids": list(trainer.reviewer.sampler.settings.ending),
+        "ending_token_ids": list(trainer.sampling.ending),
         "rounds": [
             {"round": size.number, "kept": size.kept, "bootstrapped": size.bootstrapped}
             for size in schedule.rounds

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Source
-from sera_plugin.review import Phase, Review
+from sera_plugin.review import Review
 from sera_plugin.scores import PairLogps
+from sera_plugin.scoring import Phase
 from sera_plugin.selection import overlap
 from sera_plugin.store import ReviewTable
 

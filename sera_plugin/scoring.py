@@ -7,6 +7,7 @@ same rows whatever the number of ranks; a rank without a batch repeats one and d
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,27 @@ class Pass:
     logps: np.ndarray
     tokens: int
     padded_tokens: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds and tokens of one phase of a review."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    def __add__(self, other: Phase) -> Phase:
+        return Phase(
+            self.seconds + other.seconds,
+            self.tokens + other.tokens,
+            self.padded_tokens + other.padded_tokens,
+        )
+
+
+def phase_of(start: float, done: Pass) -> Phase:
+    """The phase of one pass that began at ``start`` on the performance counter."""
+    return Phase(time.perf_counter() - start, done.tokens, done.padded_tokens)
 
 
 def plan_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -168,11 +169,14 @@ class RunStore:
         _write_table(building / "candidates.parquet", table)
         lines = "".join(json.dumps(pair) + "\n" for pair in fresh)
         _write_text(building / "bootstrapped.jsonl", lines)
-        _write_text(building / "summary.json", json.dumps(summary, indent=2))
+        _write_text(building / "summary.json", _json(summary))
+        replaced = final.with_name(final.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         building.rename(final)
         _sync(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
         return final
 
     def update_summary(self, number: int, more: Mapping[str, Any]) -> None:
@@ -181,7 +185,7 @@ class RunStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         summary = json.loads(path.read_text()) if path.exists() else {"round": number}
         temporary = path.with_suffix(".tmp")
-        _write_text(temporary, json.dumps({**summary, **more}, indent=2))
+        _write_text(temporary, _json({**summary, **more}))
         temporary.replace(path)
 
     def read_round(self, number: int) -> RoundRecord | None:
@@ -195,6 +199,15 @@ class RunStore:
             for row in pq.read_table(folder / "rows.parquet").to_pylist()
         ]
         return RoundRecord(ReviewTable.from_arrow(pq.read_table(folder / "margins.parquet")), rows)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    """JSON that strict readers accept: numbers that are not finite become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite, indent=2, allow_nan=False)
 
 
 def _frozen(value: Any) -> Any:

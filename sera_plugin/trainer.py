@@ -12,8 +12,10 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
+from sera_plugin.bootstrapping import Bootstrapper
 from sera_plugin.config import parse_block
 from sera_plugin.endings import common_ending
+from sera_plugin.estimate import estimate_text
 from sera_plugin.generation import Sampler, Sampling
 from sera_plugin.host import RoundTrainer, plugin_config
 from sera_plugin.logs import logger
@@ -76,15 +78,18 @@ class SeRATrainer(RoundTrainer):
         scorer = Scorer(
             self.accelerator, self._tokenizer.pad_token_id, self.args.max_length, budget
         )
-        self.reviewer = Reviewer(
+        self.sampling = self._sampling(budget)
+        bootstrapper = Bootstrapper(
             config=self.sera,
             pairs=self.pairs,
-            evaluation=self.held_out,
             scorer=scorer,
-            sampler=Sampler(self.accelerator, self._sampling(budget)),
+            sampler=Sampler(self.accelerator, self.sampling),
             policies=self.policies,
             seed=self.args.seed,
             beta=self.beta,
+        )
+        self.reviewer = Reviewer(
+            self.sera, self.pairs, self.held_out, scorer, self.policies, bootstrapper
         )
         self.resumed_within = epochs_done + 1 if updates_done else None
         if self.accelerator.is_main_process and not (epochs_done or updates_done):
@@ -92,6 +97,8 @@ class SeRATrainer(RoundTrainer):
             if moved:
                 LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
             self.store.write_run(run_settings(self))
+        if self.accelerator.is_main_process:
+            LOG.info("%s", estimate_text(self))
         self._score_reference()
         self._restore(epochs_done)
 

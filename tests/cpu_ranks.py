@@ -17,7 +17,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.loaders.model import ModelLoader
 
 
-def _gloo_backend(kind_of_ranks: DistributedType) -> None:
+def _gloo_backend(kind_of_ranks: DistributedType | None) -> None:
     original = accelerate.state.PartialState._prepare_backend
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -183,3 +183,12 @@ def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
     fault = float(re.search(r"FAULT at ([\d.]+)", out)[1])  # type: ignore[index]
     assert "injected fault" in out
     assert stopped - fault < 60
+
+
+def test_hooks_and_checkpointing_come_back_when_sampling_raises(
+    llama: Path, run_python: RunCli
+) -> None:
+    script = Path(__file__).with_name("zero3_hooks.py")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    out = run_python(script, llama, env=RANKS | alone | {"MASTER_PORT": "0"}, timeout=LIMIT)
+    assert "RESTORED" in out

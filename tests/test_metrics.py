@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from sera_plugin.bootstrapping import Bootstrapped, SampleStats
 from sera_plugin.generation import Rollout
 from sera_plugin.metrics import accuracy, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate, FreshPair, Pool, Shortfall, Source
-from sera_plugin.review import Bootstrapped, Phase, Review, SampleStats
+from sera_plugin.review import Review
 from sera_plugin.rounds import Composition
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps
+from sera_plugin.scoring import Phase
 from sera_plugin.store import ReviewTable
 
 IDS = ("a", "b", "c", "d")

@@ -1,0 +1,58 @@
+"""The estimate that a run logs before its first round, from its own models and data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sera_plugin.scaling import GIB, ModelSize, memory_per_rank, round_tokens
+from sera_plugin.schedule import share_of
+
+
+def model_size(model: torch.nn.Module, *, separate_reference: bool) -> ModelSize:
+    """Sizes of a loaded policy; parameters that ZeRO-3 has sharded count whole."""
+    sizes = [
+        (int(getattr(p, "ds_numel", p.numel())), p.element_size(), p.requires_grad)
+        for p in model.parameters()
+    ]
+    weight_bytes = max(width for _, width, _ in sizes)
+    return ModelSize(
+        parameters=sum(count for count, _, _ in sizes),
+        trainable=sum(count for count, _, trained in sizes if trained),
+        weight_bytes=weight_bytes,
+        optimizer_bytes=8 if weight_bytes >= 4 else 12,
+        separate_reference=separate_reference,
+    )
+
+
+def estimate_text(trainer: Any) -> str:
+    """Tokens of a reviewed round and memory per rank, in two lines."""
+    pairs, bootstrap = trainer.pairs, trainer.sera.bootstrap
+    answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
+    prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
+    size = next(size for size in trainer.schedule.rounds if size.reviewed)
+    sampled = share_of(bootstrap.prompts, len(pairs)) if size.bootstrapped else 0
+    cost = round_tokens(
+        len(pairs),
+        2 * (prompt + answer),
+        prompt,
+        min(answer, bootstrap.max_new_tokens),
+        trained_pairs=size.total,
+        sampled_prompts=sampled,
+        candidates=bootstrap.num_candidates,
+    )
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    stage, ranks = (plugin.zero_stage if plugin else 0), trainer.accelerator.num_processes
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    separate = trainer.ref_model is not None
+    memory = memory_per_rank(model_size(unwrapped, separate_reference=separate), stage, ranks)
+    return (
+        f"Estimate for each reviewed round: {cost.scored:,} tokens scored, {cost.sampled:,} "
+        f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
+        f"Estimate per rank at ZeRO stage {stage} on {ranks} ranks, without activations: policy "
+        f"{memory.policy / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, optimizer "
+        f"{memory.optimizer / GIB:.2f}, reference {memory.reference / GIB:.2f} GiB, and "
+        f"{memory.gathered_for_sampling / GIB:.2f} GiB more if sampling gathers the weights."
+    )
