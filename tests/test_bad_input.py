@@ -100,6 +100,35 @@ def test_a_config_without_faults_gets_as_far_as_the_model(start: Start):
         start()
 
 
+@pytest.mark.parametrize("block", [True, {}, {"bootstrap": None}, {"selection": {"keep": None}}])
+def test_a_block_without_values_means_all_defaults(
+    host: None, config: MakeConfig, weightless: Path, block: Any
+):
+    from axolotl.cli.config import load_cfg
+
+    cfg = load_cfg(str(config(base_model=str(weightless), sera=block)))
+    assert cfg.trainer_cls == checks.TRAINER
+    assert cfg.sera.to_dict() == SeraConfig().model_dump()
+
+
+@pytest.mark.parametrize("changes", [{"sera": None}, {"sera": False}, {"drop": ("sera",)}])
+def test_no_block_changes_nothing(
+    host: None, config: MakeConfig, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+):
+    from axolotl.cli.config import load_cfg
+
+    changes = changes | {
+        "num_epochs": 1,
+        "group_by_length": True,
+        "drop": ("seed", *changes.get("drop", ())),
+    }
+    cfg = load_cfg(str(config(**changes)))
+    assert cfg.trainer_cls is None
+    assert cfg.precompute_ref_log_probs is None
+    assert "SeRA sets seed" not in caplog.text
+    assert ("sera: null means off" in caplog.text) == (changes.get("sera", False) is None)
+
+
 @pytest.mark.parametrize(
     ("block", "parts"),
     [
