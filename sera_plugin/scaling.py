@@ -1,13 +1,21 @@
 """What a run costs: tokens, memory per rank, bytes gathered. Pure functions.
 
-The formulas are explained in ``docs/scaling.md``; everything here is reckoned, not measured.
+The formulas are explained in ``docs/scaling.md``. All are reckoned; the two constants of host
+memory are measured in ``tests/test_scaling.py``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 GIB = 2**30
+
+HOST_BYTES_PER_PAIR = 1100
+"""Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
+
+HOST_BYTES_PER_TOKEN = 40
+"""Host memory of a token held for sampling on each rank: a Python integer and its reference."""
 
 
 @dataclass(frozen=True)
@@ -17,22 +25,43 @@ class ModelSize:
     Attributes:
         parameters: all parameters.
         trainable: those that training changes (an adapter's, or all).
-        weight_bytes: bytes per weight as loaded (2 for bf16, 4 for fp32).
+        weight_bytes: bytes per weight as loaded (2 for bf16, 4 for fp32, about 0.5 for 4 bits).
         optimizer_bytes: bytes per trainable parameter for optimizer states and master weights
-            (Adam: 8 in fp32; 12 where bf16 weights have an fp32 master copy).
+            (Adam: 8 in fp32; 12 where bf16 weights have an fp32 master copy; 4 for bf16 states).
         separate_reference: whether a second model is the reference (full fine-tune).
+        gradient_bytes: bytes per gradient; those of a weight if None.
     """
 
     parameters: int
     trainable: int
-    weight_bytes: int = 2
-    optimizer_bytes: int = 12
+    weight_bytes: float = 2
+    optimizer_bytes: float = 12
     separate_reference: bool = True
+    gradient_bytes: float | None = None
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the whole policy."""
+        return self.parameters * self.weight_bytes
+
+    @property
+    def gradients(self) -> float:
+        """Bytes of all gradients."""
+        each = self.weight_bytes if self.gradient_bytes is None else self.gradient_bytes
+        return self.trainable * each
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank, activations and caches left out."""
+    """Bytes per rank, activations and caches left out.
+
+    Attributes:
+        policy: the policy's weights.
+        gradients: gradients of the trainable parameters.
+        optimizer: optimizer states and master weights.
+        reference: the reference model, 0 without one.
+        gathered_for_sampling: on top of the rest, while gathered sampling runs.
+    """
 
     policy: float
     gradients: float
@@ -49,16 +78,25 @@ def memory_per_rank(size: ModelSize, zero_stage: int, ranks: int) -> Memory:
     """Bytes per rank under a ZeRO stage; 0 is plain DDP.
 
     Stage 1 shards the optimizer, 2 the gradients too, 3 the weights too. TRL keeps the reference
-    whole on each rank below stage 3. Gathered sampling at stage 3 holds all weights once.
+    whole on each rank below stage 3. Gathered sampling at stage 3 holds all weights once, beside
+    the rank's share.
+
+    Raises:
+        ValueError: if the stage is not 0, 1, 2 or 3, or there is no rank.
     """
-    whole = size.parameters * size.weight_bytes
-    share = 1 / ranks
-    policy = whole * (share if zero_stage == 3 else 1)
-    gradients = size.trainable * size.weight_bytes * (share if zero_stage >= 2 else 1)
-    optimizer = size.trainable * size.optimizer_bytes * (share if zero_stage >= 1 else 1)
-    reference = (whole * (share if zero_stage == 3 else 1)) if size.separate_reference else 0.0
-    gathered = whole * (1 - share) if zero_stage == 3 else 0.0
-    return Memory(policy, gradients, optimizer, reference, gathered)
+    if zero_stage not in (0, 1, 2, 3) or ranks < 1:
+        raise ValueError(f"no memory to reckon for ZeRO stage {zero_stage} on {ranks} ranks")
+
+    def per_rank(whole: float, sharded_from: int) -> float:
+        return whole / ranks if zero_stage >= sharded_from else whole
+
+    return Memory(
+        policy=per_rank(size.weights, 3),
+        gradients=per_rank(size.gradients, 2),
+        optimizer=per_rank(size.trainable * size.optimizer_bytes, 1),
+        reference=per_rank(size.weights, 3) if size.separate_reference else 0.0,
+        gathered_for_sampling=size.weights if zero_stage == 3 and ranks > 1 else 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -66,9 +104,9 @@ class RoundTokens:
     """Tokens that one reviewed round costs, over all ranks.
 
     Attributes:
-        scored: forward without gradient, over D and over fresh answers (policy and reference).
+        scored: forward without gradient, over D and over fresh answers.
         sampled: new tokens, at most.
-        prefilled: prompt tokens before sampling.
+        prefilled: prompt tokens before sampling, once per candidate.
         trained: forward and backward.
     """
 
@@ -92,32 +130,75 @@ def round_tokens(
     trained_pairs: int,
     sampled_prompts: int,
     candidates: int,
+    models: int = 2,
 ) -> RoundTokens:
     """Tokens of a reviewed round.
 
     Args:
-        pairs: |D|.
+        pairs: |D| and the evaluation pairs.
         pair_tokens: mean tokens of a pair, prompt counted twice.
         prompt_tokens: mean tokens of a prompt.
         answer_tokens: tokens of a sampled answer.
         trained_pairs: pairs that the round trains on.
         sampled_prompts: prompts that are sampled.
         candidates: answers per prompt.
+        models: models that score a fresh answer: policy and reference, and with
+            ``bootstrap.ensemble`` the previous policy from the second review on.
     """
     answers = sampled_prompts * candidates
     fresh = answers * (prompt_tokens + answer_tokens)
     return RoundTokens(
-        scored=round(pairs * pair_tokens + 2 * fresh),
+        scored=round(pairs * pair_tokens + models * fresh),
         sampled=round(answers * answer_tokens),
         prefilled=round(answers * prompt_tokens),
         trained=round(trained_pairs * pair_tokens),
     )
 
 
+def forwards_per_rank(tokens: float, token_budget: int, ranks: int) -> int:
+    """Scoring forwards of each rank, at least: batches are filled to the budget without padding."""
+    return math.ceil(math.ceil(tokens / token_budget) / ranks)
+
+
+def sampling_batches_per_rank(
+    prompts: int,
+    prompt_tokens: float,
+    answer_tokens: float,
+    candidates: int,
+    token_budget: int,
+    ranks: int,
+) -> int:
+    """Batches that each rank samples; a batch holds all candidates of its prompts."""
+    rows = max(1, int(token_budget // (candidates * (prompt_tokens + answer_tokens))))
+    return math.ceil(math.ceil(prompts / rows) / ranks)
+
+
+def cache_bytes(
+    layers: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int = 2
+) -> int:
+    """Keys and values of ``tokens`` tokens, over all rows of a sampling batch."""
+    return 2 * layers * kv_heads * head_dim * value_bytes * tokens
+
+
 def bytes_gathered(size: ModelSize, ranks: int, forwards: int, decoding_steps: int) -> float:
-    """Bytes that each rank receives under ZeRO-3 for forwards and ungathered decoding steps."""
-    each = size.parameters * size.weight_bytes * (1 - 1 / ranks)
-    return each * (forwards + decoding_steps)
+    """Bytes that each rank receives under ZeRO-3 for forwards and ungathered decoding steps.
+
+    Gathered sampling counts as one forward: it gathers all weights once.
+    """
+    return size.weights * (1 - 1 / ranks) * (forwards + decoding_steps)
+
+
+def host_bytes(pairs: int, held_tokens: float = 0, kept_weights: float = 0.0) -> float:
+    """Host memory of each rank for D, a round's pools of answers and a policy that is kept.
+
+    Args:
+        pairs: |D|.
+        held_tokens: tokens of prompts and answers that compete, of all ranks; each holds them all.
+        kept_weights: bytes of the trainable weights, if ``reference: previous`` or
+            ``bootstrap.ensemble`` keeps an earlier policy; while that one scores, the present
+            weights are held as well.
+    """
+    return pairs * HOST_BYTES_PER_PAIR + held_tokens * HOST_BYTES_PER_TOKEN + 2 * kept_weights
 
 
 def choose_gather(

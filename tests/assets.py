@@ -28,10 +28,38 @@ LLAMA3 = (
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-WORDS = (
-    "apple river stone cloud green quick brown lazy happy silent bright dark paper music orange "
-    "table window garden silver golden early late north south seven eight kind brave gentle wild"
-).split()
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "green",
+    "quick",
+    "brown",
+    "lazy",
+    "happy",
+    "silent",
+    "bright",
+    "dark",
+    "paper",
+    "music",
+    "orange",
+    "table",
+    "window",
+    "garden",
+    "silver",
+    "golden",
+    "early",
+    "late",
+    "north",
+    "south",
+    "seven",
+    "eight",
+    "kind",
+    "brave",
+    "gentle",
+    "wild",
+]
 
 
 def tokenizer(texts: Iterable[str], style: str, vocab_size: int = 600) -> PreTrainedTokenizerFast:
