@@ -188,6 +188,12 @@ class RunStore:
         _write_text(temporary, _json({**summary, **more}))
         temporary.replace(path)
 
+    def read_summaries(self, last: int) -> list[dict[str, float]]:
+        """Numbers of the stored rounds up to ``last``, for the table of a resumed run."""
+        paths = [self.round_dir(number) / "summary.json" for number in range(1, last + 1)]
+        stored = [json.loads(path.read_text()) for path in paths if path.exists()]
+        return [{k: v for k, v in summary.items() if v is not None} for summary in stored]
+
     def read_round(self, number: int) -> RoundRecord | None:
         """A stored reviewed round, or None if its folder is not there."""
         folder = self.round_dir(number)

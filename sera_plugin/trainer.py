@@ -150,6 +150,8 @@ class SeRATrainer(RoundTrainer):
 
     def _restore(self, epochs_done: int) -> None:
         """Take the last review's results from the store when a run is resumed."""
+        last = self.resumed_within if self.resumed_within in self._reviewed() else epochs_done
+        self.summaries = self._shared(lambda: self.store.read_summaries(last or 0))
         for number in range(epochs_done + 1, self.sera.warmup_rounds, -1):
             if number > epochs_done and self.resumed_within is None:
                 continue
@@ -164,6 +166,9 @@ class SeRATrainer(RoundTrainer):
             if self.sera.reference == "previous":
                 self.reference = record.table.policy
             return
+
+    def _reviewed(self) -> set[int]:
+        return {size.number for size in self.schedule.rounds if size.reviewed}
 
     def _shared(self, read: Any) -> Any:
         """What the main process reads, on every rank."""
@@ -241,7 +246,8 @@ class SeRATrainer(RoundTrainer):
         self.summaries[-1]["seconds_training"] = seconds
         self.log_metrics_of_round({"sera/seconds_training": seconds})
         if self.accelerator.is_main_process:
-            self.store.update_summary(number, {"seconds_training": seconds})
+            more = {name: self.summaries[-1][name] for name in ("kept", "seconds_training")}
+            self.store.update_summary(number, more)
             if number == self.schedule.last_round:
                 LOG.info("SeRA is done\n%s", table_text(self.summaries))
 

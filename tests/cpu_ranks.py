@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders.model import ModelLoader
+from transformers import TrainerCallback
 
 
 def _gloo_backend(kind_of_ranks: DistributedType | None) -> None:
@@ -77,8 +79,22 @@ def _fail_while_scoring(rank: int) -> None:
     Scorer._batch = batch
 
 
+class DieAtStep(TrainerCallback):
+    """Fault injection: the process is gone at once, as if killed, after a step and its save."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class CpuRanks(BasePlugin):
     """List it before other plugins."""
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
+        return [DieAtStep(int(os.environ["DIE_AT_STEP"]))] if "DIE_AT_STEP" in os.environ else []
 
     def register(self, cfg: Any) -> None:
         # Accelerate turns FSDP on for ranks of the kind MULTI_GPU only.

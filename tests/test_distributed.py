@@ -19,6 +19,7 @@ from conftest import MakeConfig, RunCli, dataset_entry, output_dir
 # incomplete one; its last update is partial, and the reviewed round of 41 pairs ends in both.
 PAIRS = 60
 KEPT, FRESH = 35, 6
+pytestmark = pytest.mark.cli
 LIMIT = 240  # seconds for a whole run; a hang fails the test
 TORCHRUN = ("--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "2")
 RANKS = {
@@ -45,7 +46,6 @@ FSDP2 = {
     },
 }
 BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
-pytestmark = [pytest.mark.cli, pytest.mark.xdist_group("ranks")]
 
 
 def _sera(**bootstrap: Any) -> dict[str, Any]:
