@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,24 @@ from sera_plugin.scaling import GIB, ModelSize, memory_per_rank, round_tokens
 from sera_plugin.schedule import share_of
 
 
-def model_size(model: torch.nn.Module, *, separate_reference: bool) -> ModelSize:
+def model_size(model: torch.nn.Module, *, separate_reference: bool, deepspeed: bool) -> ModelSize:
     """Sizes of a loaded policy; parameters that ZeRO-3 has sharded count whole."""
     sizes = [
         (int(getattr(p, "ds_numel", p.numel())), p.element_size(), p.requires_grad)
         for p in model.parameters()
     ]
-    weight_bytes = max(width for _, width, _ in sizes)
+    by_width: Counter[int] = Counter()
+    for count, width, _ in sizes:
+        by_width[width] += count
+    weight_bytes = by_width.most_common(1)[0][0]
+    # DeepSpeed keeps fp32 master weights beside 16-bit ones; Adam alone keeps two states in the
+    # dtype of the weights.
+    master = 12 if deepspeed and weight_bytes < 4 else 2 * weight_bytes
     return ModelSize(
         parameters=sum(count for count, _, _ in sizes),
         trainable=sum(count for count, _, trained in sizes if trained),
         weight_bytes=weight_bytes,
-        optimizer_bytes=8 if weight_bytes >= 4 else 12,
+        optimizer_bytes=master,
         separate_reference=separate_reference,
     )
 
@@ -47,7 +54,9 @@ def estimate_text(trainer: Any) -> str:
     stage, ranks = (plugin.zero_stage if plugin else 0), trainer.accelerator.num_processes
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     separate = trainer.ref_model is not None
-    memory = memory_per_rank(model_size(unwrapped, separate_reference=separate), stage, ranks)
+    stage = 3 if trainer.is_fsdp_enabled else stage
+    sizes = model_size(unwrapped, separate_reference=separate, deepspeed=plugin is not None)
+    memory = memory_per_rank(sizes, stage, ranks)
     return (
         f"Estimate for each reviewed round: {cost.scored:,} tokens scored, {cost.sampled:,} "
         f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"

@@ -155,5 +155,7 @@ _DOES = {True: "gathers", False: "does not gather"}
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch has reserved and not given out is free to it, though not to the driver.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return int(psutil.virtual_memory().available)

@@ -186,6 +186,7 @@ class SeRATrainer(RoundTrainer):
             rows = self._review(number)
         dataset = RoundDataset(rows, self.pairs.dataset, self.pairs.position, self.reference)
         self.round_started = time.perf_counter()
+        self.tokens_before = self._total_train_tokens
         return dataset  # type: ignore[return-value]
 
     def _review(self, number: int) -> list[RoundRow]:
@@ -229,7 +230,7 @@ class SeRATrainer(RoundTrainer):
             return
         path = self.store.root / f"policy-{number:02d}.safetensors"
         if resumed:
-            snapshot = Snapshot.load(path)
+            snapshot = self._shared(lambda: Snapshot.load(path))
         else:
             snapshot = Snapshot.take(self.policies.unwrapped)
             if self.accelerator.is_main_process:
@@ -244,7 +245,10 @@ class SeRATrainer(RoundTrainer):
         if not self.schedule.rounds[number - 1].reviewed:
             self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})
         self.summaries[-1]["seconds_training"] = seconds
-        self.log_metrics_of_round({"sera/seconds_training": seconds})
+        speed = (self._total_train_tokens - self.tokens_before) / max(seconds, 1e-9)
+        self.log_metrics_of_round(
+            {"sera/seconds_training": seconds, "sera/tokens_per_second_training": speed}
+        )
         if self.accelerator.is_main_process:
             more = {name: self.summaries[-1][name] for name in ("kept", "seconds_training")}
             self.store.update_summary(number, more)

@@ -1,0 +1,164 @@
+"""One real run looked at from outside: schedule, logs, checkpoints; and TRL's other losses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+
+pytestmark = pytest.mark.cli
+# 64, 44 and 44 pairs in micro-batches of 4, three to an update: 16, 11, 11 batches.
+UPDATES = [6, 4, 4]
+RATE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
+    path = config(
+        drop=("evals_per_epoch", "saves_per_epoch"),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        gradient_accumulation_steps=3,
+        lr_scheduler="linear",
+        learning_rate=RATE,
+        warmup_steps=0,
+        use_tensorboard=True,
+        sera={
+            "selection": {"keep": 38},
+            "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 16},
+        },
+    )
+    out = run_cli("train", path, "--launcher", "python")
+    return output_dir(path), out
+
+
+@pytest.fixture(scope="module")
+def history(run: tuple[Path, str]) -> list[dict[str, Any]]:
+    state = run[0] / f"checkpoint-{sum(UPDATES)}/trainer_state.json"
+    return json.loads(state.read_text())["log_history"]
+
+
+def test_every_round_is_one_epoch_of_its_own_length(history: list[dict[str, Any]]) -> None:
+    steps = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, sum(UPDATES) + 1))
+    ends = {6: 1.0, 10: 2.0, 14: 3.0}
+    assert {e["step"]: e["epoch"] for e in steps if e["step"] in ends} == ends
+    assert [e["epoch"] for e in history if "eval_loss" in e and e["step"] > 0] == [1.0, 2.0, 3.0]
+
+
+def test_the_learning_rate_falls_to_zero_over_the_real_updates(
+    history: list[dict[str, Any]],
+) -> None:
+    rates = [entry["learning_rate"] for entry in history if "loss" in entry]
+    total = sum(UPDATES)
+    assert rates == pytest.approx([RATE * (total - step) / total for step in range(total)])
+
+
+def test_a_checkpoint_ends_every_round(run: tuple[Path, str]) -> None:
+    found = sorted(int(path.name.split("-")[1]) for path in run[0].glob("checkpoint-*"))
+    assert found == [6, 10, 14]
+
+
+def test_the_review_is_logged_at_the_start_of_its_round(history: list[dict[str, Any]]) -> None:
+    reviews = [entry for entry in history if "sera/round" in entry]
+    assert [(entry["sera/round"], entry["step"]) for entry in reviews] == [(2, 6), (3, 10)]
+    for name in [
+        "margin_mean",
+        "margin_std",
+        "margin_q05",
+        "margin_q95",
+        "threshold",
+        "accuracy_train",
+        "accuracy_eval",
+        "bootstrapped",
+        "shortfall",
+        "unique_answer_ratio",
+        "chosen_tokens_offline",
+        "kl_policy_samples",
+        "seconds_scoring",
+        "seconds_generation",
+        "tokens_per_second_scoring",
+        "tokens_per_second_generation",
+    ]:
+        assert all(math.isfinite(entry[f"sera/{name}"]) for entry in reviews), name
+    assert "sera/kept_overlap" not in reviews[0]
+    assert 0 <= reviews[1]["sera/kept_overlap"] <= 1
+    assert sum("sera/seconds_training" in entry for entry in history) >= 2
+    assert sum("sera/tokens_per_second_training" in entry for entry in history) >= 2
+
+
+def test_reporters_get_the_metrics(run: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in run[0].rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    names = set(events.Tags()["scalars"])
+    assert any(name.endswith("sera/margin_mean") for name in names), names
+
+
+def test_the_log_shows_bars_estimates_and_the_table(run: tuple[Path, str]) -> None:
+    out = run[1]
+    assert "Round 2: scoring offline pairs" in out
+    assert "Sampling:" in out
+    assert "Estimate for each reviewed round" in out
+    table = out[out.rindex("SeRA rounds") :]
+    cells = [
+        [c.strip() for c in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line
+    ]
+    assert [(row[0], row[1]) for row in cells[:3]] == [
+        ("1", str(TRAIN_PAIRS)),
+        ("2", "38"),
+        ("3", "38"),
+    ]
+
+
+LOSSES = [
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+
+
+def test_all_of_trls_losses_at_once_with_weights_and_smoothing(
+    config: MakeConfig, run_cli: RunCli
+) -> None:
+    path = config(
+        dpo_loss_type=LOSSES,
+        dpo_loss_weights=[1 / (1 + i) for i in range(len(LOSSES))],
+        dpo_label_smoothing=0.1,
+        num_epochs=2,
+        saves_per_epoch=1,
+    )
+    run_cli("train", path, "--launcher", "python")
+    settings = json.loads((output_dir(path) / "sera/run.json").read_text())
+    assert settings["loss_type"] == LOSSES
+    state = json.loads((output_dir(path) / "checkpoint-16/trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 16
+    assert all(math.isfinite(loss) and loss != 0 for loss in losses)
+
+
+def test_every_loss_of_trl_is_named_here() -> None:
+    import inspect
+
+    from trl import DPOTrainer
+
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    known = {part.split('"')[1] for part in source.split("loss_type == ")[1:]}
+    assert known == set(LOSSES), "TRL's losses have changed"
