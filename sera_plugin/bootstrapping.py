@@ -182,6 +182,8 @@ class Bootstrapper:
             reference = self.scorer.logps(forward, answers, "Reference of sampled answers")
         found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
         for (prompt, answer), p, r in zip(flat, policy.logps, reference.logps, strict=True):
+            if not np.isfinite(p - r):
+                continue
             found[prompt.example_id].append(
                 Candidate(
                     answer.token_ids,

@@ -135,6 +135,13 @@ class SeraConfig(_Block):
     bootstrap: BootstrapConfig = Field(
         default_factory=BootstrapConfig, description="New pairs from the policy's own answers."
     )
+    max_set_aside: Float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Share of the pairs that may be set aside because their log-probs are not "
+        "finite numbers; above it the run stops.",
+    )
     reference: Literal["fixed", "previous"] = Field(
         default="fixed",
         description="`fixed`: the model the run starts from; `previous`: the policy of the "

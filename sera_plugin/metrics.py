@@ -41,10 +41,12 @@ def review_metrics(
         evaluation: log-ratios of the evaluation sets by name.
     """
     table, fresh = review.table, review.bootstrapped
+    margin = table.margin[np.isfinite(table.margin)]
     found = {
         "round": float(review.size.number),
-        "margin_mean": float(table.margin.mean()),
-        "margin_std": float(table.margin.std()),
+        "margin_mean": float(margin.mean()),
+        "margin_std": float(margin.std()),
+        "set_aside": float(len(table.margin) - len(margin)),
         "threshold": float(table.ensembled[table.kept].min()),
         "accuracy_train": accuracy(table.ratios),
         "kept": float(review.size.kept),
@@ -54,7 +56,7 @@ def review_metrics(
         "prompts_without_room": float(fresh.without_room),
     }
     for q in QUANTILES:
-        found[f"margin_q{q:02d}"] = float(np.percentile(table.margin, q))
+        found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
     for name, ratios in evaluation.items():
         found[f"accuracy_{name}"] = accuracy(ratios)
     if previous is not None:

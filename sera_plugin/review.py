@@ -16,7 +16,7 @@ from sera_plugin.rounds import Composition, compose
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
 from sera_plugin.scoring import Phase, Scorer, phase_of
-from sera_plugin.selection import rank, select_top
+from sera_plugin.selection import check_numbers, rank, select_top, set_aside
 from sera_plugin.store import ReviewTable
 
 
@@ -73,7 +73,8 @@ class Reviewer:
         for name, held_out in self.evaluation.items():
             evaluation[name], phase = self.score_offline(held_out, f"Scoring {name} pairs")
             scoring += phase
-        ranked = [table.ids[i] for i in rank(table.ids, table.ensembled)]
+        order = rank(table.ids, table.ensembled)
+        ranked = [table.ids[i] for i in order if np.isfinite(table.ensembled[i])]
         fresh, generation, more = self.bootstrapper.run(
             size, table, reference, previous, previous_policy
         )
@@ -103,8 +104,10 @@ class Reviewer:
             self.pairs.rejected_tokens,
             self.config.selection.margin,
         )
-        mixed = ensemble(own, _aligned_margins(previous, self.pairs.ids), self.config.ensemble)
-        kept = select_top(self.pairs.ids, mixed, size.kept)
+        check_numbers(own, self.config.max_set_aside, f"round {size.number}")
+        before = _aligned_margins(previous, self.pairs.ids)
+        mixed = set_aside(ensemble(own, before, self.config.ensemble))
+        kept = select_top(self.pairs.ids, mixed, size.kept) & np.isfinite(mixed)
         return ReviewTable(self.pairs.ids, policy, ratios, own, mixed, kept), phase
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,15 @@ def compose(
     """Compose a round of exactly ``kept + bootstrapped`` pairs.
 
     Args:
-        ranked_ids: all offline ids, best first.
+        ranked_ids: the offline ids that can be trained on, best first; at least one.
         kept: K.
         bootstrapped: planned bootstrapped pairs.
         fresh: the bootstrapped pairs at hand, best first.
     """
-    taken = tuple(fresh[:bootstrapped])
-    short = bootstrapped - len(taken)
-    filled = tuple(ranked_ids[(kept + i) % len(ranked_ids)] for i in range(short))
-    return Composition(tuple(ranked_ids[:kept]), filled, taken)
+    taken, best = tuple(fresh[:bootstrapped]), tuple(ranked_ids[:kept])
+    short = kept + bootstrapped - len(taken) - len(best)
+    filled = tuple(ranked_ids[(len(best) + i) % len(ranked_ids)] for i in range(short))
+    return Composition(best, filled, taken)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,22 @@ def rows_of(
     return [rows[i] for i in order]
 
 
-def full_round(ids: Sequence[str], seed: int, round_number: int) -> list[RoundRow]:
-    """The rows of a round on all of D, in training order."""
-    order = permutation([f"{i}/offline" for i in ids], seed, round_number, "order")
-    return [RoundRow(f"{ids[i]}/offline", ids[i]) for i in order]
+def full_round(
+    ids: Sequence[str], seed: int, round_number: int, bad: Collection[str] = ()
+) -> list[RoundRow]:
+    """The rows of a round on all of D, in training order.
+
+    Args:
+        ids: all offline ids.
+        seed: the run's seed.
+        round_number: the round.
+        bad: ids that can't be trained on; other pairs come twice in their place.
+    """
+    good = tuple(example_id for example_id in ids if example_id not in bad)
+    order = permutation([f"{i}/offline" for i in good], seed, round_number, "order")
+    again = [good[order[i % len(good)]] for i in range(len(ids) - len(good))]
+    rows = [RoundRow(f"{good[i]}/offline", good[i]) for i in order]
+    return rows + [RoundRow(f"{i}/offline/again-{n}", i) for n, i in enumerate(again)]
 
 
 class RoundDataset:

@@ -78,9 +78,11 @@ def ensemble(current: np.ndarray, previous: np.ndarray | None, weight: float) ->
 
     Args:
         current: mₜ, shape (n,).
-        previous: the previous review's own margins mₜ₋₁ of the same examples, or None.
+        previous: the previous review's own margins mₜ₋₁ of the same examples, or None; where they
+            are not finite numbers, mₜ stands alone.
         weight: γ in [0, 1].
     """
     if previous is None:
         return current.copy()
-    return (1.0 - weight) * current + weight * previous
+    mixed = (1.0 - weight) * current + weight * previous
+    return np.where(np.isfinite(previous), mixed, current)

@@ -7,14 +7,44 @@ from collections.abc import Sequence
 import numpy as np
 
 
+class BadNumbersError(RuntimeError):
+    """Too many pairs have log-probs that are not finite numbers; the message is one sentence."""
+
+
+def set_aside(margins: np.ndarray) -> np.ndarray:
+    """``margins`` with those that are not finite numbers moved behind all others, to −inf."""
+    return np.where(np.isfinite(margins), margins, -np.inf)
+
+
+def check_numbers(margins: np.ndarray, limit: float, what: str) -> int:
+    """Count the margins that are not finite numbers.
+
+    Args:
+        margins: shape (n,).
+        limit: the largest share of them that a run goes on with.
+        what: what was scored, for the message.
+
+    Raises:
+        BadNumbersError: if there are more.
+    """
+    bad = int((~np.isfinite(margins)).sum())
+    if bad > limit * len(margins):
+        raise BadNumbersError(
+            f"{what}: {bad} of {len(margins)} pairs have log-probs that are not finite numbers, "
+            f"more than sera.max_set_aside: {limit} allows; the last checkpoint is untouched, look "
+            "at the learning rate and the precision."
+        )
+    return bad
+
+
 def rank(ids: Sequence[str], margins: np.ndarray) -> np.ndarray:
     """Positions by falling margin, ties by rising example id, int64, shape (n,).
 
     Raises:
-        ValueError: if a margin is not a finite number.
+        ValueError: if a margin is NaN or +inf; −inf stands for pairs that were set aside.
     """
-    if not np.isfinite(margins).all():
-        bad = int(np.flatnonzero(~np.isfinite(margins))[0])
+    if not (margins < np.inf).all():
+        bad = int(np.flatnonzero(~(margins < np.inf))[0])
         raise ValueError(f"the margin of example {ids[bad]} is {margins[bad]}, not a finite number")
     return np.lexsort((np.asarray(ids, dtype=np.str_), -margins))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -27,6 +28,7 @@ from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps, log_ratios
 from sera_plugin.scoring import Scorer
+from sera_plugin.selection import check_numbers
 from sera_plugin.store import ReviewTable, RoundRecord, RunStore
 
 LOG = logger(__name__)
@@ -129,6 +131,11 @@ class SeRATrainer(RoundTrainer):
         self.reference, _ = self.reviewer.score_offline(
             self.pairs, "Reference log-probs", under_reference=True
         )
+        finite = np.isfinite(self.reference.chosen) & np.isfinite(self.reference.rejected)
+        bad = check_numbers(np.where(finite, 0.0, np.nan), self.sera.max_set_aside, "the reference")
+        if bad:
+            LOG.warning("%d pairs are set aside: their reference log-probs are not finite.", bad)
+        self.bad_ids = frozenset(np.array(self.pairs.ids)[~finite].tolist())
         self.held_out_reference: dict[str, PairLogps] = {}
         for name, held_out in self.held_out.items():
             logps, _ = self.reviewer.score_offline(
@@ -179,7 +186,7 @@ class SeRATrainer(RoundTrainer):
     def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
         size = self.schedule.rounds[number - 1]
         if not size.reviewed:
-            rows = full_round(self.pairs.ids, self.args.seed, number)
+            rows = full_round(self.pairs.ids, self.args.seed, number, self.bad_ids)
         elif self.resumed_within == number:
             rows = self._shared(lambda: self.store.read_round(number)).rows
         else:

@@ -83,6 +83,7 @@ def test_every_number_by_hand():
             "round": 3,
             "margin_mean": -0.25,
             # Deviations 2.25, 1.25, −3.75, 0.25: squares sum to 20.75, over 4.
+            "set_aside": 0.0,
             "margin_std": 5.1875**0.5,
             # Sorted −4, 0, 1, 2; quantile q lies at 3q between them.
             "margin_q05": -3.4,

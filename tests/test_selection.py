@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sera_plugin.selection import overlap, rank, select_top
+from sera_plugin.selection import (
+    BadNumbersError,
+    check_numbers,
+    overlap,
+    rank,
+    select_top,
+    set_aside,
+)
 
 # Few different values, so that ties are common.
 tables = st.dictionaries(
@@ -62,10 +69,26 @@ def test_scaling_and_shifting_margins_changes_nothing(table, scale, shift):
     np.testing.assert_array_equal(rank(ids, scale * margins + shift), rank(ids, margins))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_margin_that_is_no_number_is_refused(bad):
     with pytest.raises(ValueError, match=r"the margin of example b is .*, not a finite number"):
         rank(["a", "b"], np.array([0.0, bad]))
+
+
+def test_numbers_that_are_not_finite_are_set_aside_behind_all_others():
+    margins = set_aside(np.array([np.nan, -9.0, np.inf, 3.0, -np.inf]))
+    np.testing.assert_array_equal(margins, [-np.inf, -9.0, -np.inf, 3.0, -np.inf])
+    assert list(rank(["e", "d", "c", "b", "a"], margins)) == [3, 1, 4, 2, 0]
+
+
+def test_too_many_bad_numbers_stop_the_run():
+    margins = np.array([1.0, np.nan, 2.0, np.inf])
+    assert check_numbers(margins, 0.5, "round 2") == 2
+    with pytest.raises(
+        BadNumbersError,
+        match=r"^round 2: 2 of 4 pairs .* sera\.max_set_aside: 0\.49 allows; .*precision\.$",
+    ):
+        check_numbers(margins, 0.49, "round 2")
 
 
 @pytest.mark.parametrize("count", [-1, 3])
