@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.host import plugin_config
 from sera_plugin.identity import dataset_hash
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate
@@ -84,6 +85,8 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "axolotl": importlib.metadata.version("axolotl"),
         "trl": importlib.metadata.version("trl"),
         "sera": trainer.sera.model_dump(),
+        "base_model": str(plugin_config().base_model),
+        "sequence_len": trainer.args.max_length,
         "loss_type": list(trainer.loss_types),
         "beta": trainer.beta,
         "seed": trainer.args.seed,

@@ -5,7 +5,7 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 
 * ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
   ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
-  ``_get_train_sampler``
+  ``_get_train_sampler``, ``_save_checkpoint``
 * ``trl.DPOTrainer._precompute_ref_logps``, ``precompute_ref_logps``, and the helpers of
   ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
@@ -108,6 +108,10 @@ class RoundTrainer(AxolotlDPOTrainer):
     def log_metrics_of_round(self, metrics: dict[str, float]) -> None:
         """Log through the host without flushing TRL's running averages into the same entry."""
         Trainer.log(self, dict(metrics))
+
+    def save_checkpoint(self) -> None:
+        """Save what the host saves at a step's end."""
+        self._save_checkpoint(self.model, trial=None)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         self.schedule = self.plan(self.batching)

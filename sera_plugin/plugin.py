@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 
+from sera_plugin.checkpoints import STATE, is_finished, set_unfinished_aside
 from sera_plugin.checks import (
     TRAINER,
     check_dataset,
@@ -84,6 +86,7 @@ class SeRAPlugin(BasePlugin):
             return None
         from sera_plugin.preference_data import load_preference_data
 
+        _check_checkpoints(cfg)
         meta, tokenizer = load_preference_data(cfg)
         check_dataset(cfg, config, meta.train_dataset)
         check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
@@ -95,6 +98,19 @@ class SeRAPlugin(BasePlugin):
         """Import the trainer: after Axolotl patched TRL, and before it loads a model."""
         if _block_of(cfg) is not None:
             _import("sera_plugin.trainer")
+
+
+def _check_checkpoints(cfg: Any) -> None:
+    """Keep the host from resuming from a checkpoint that a kill left unfinished."""
+    named = cfg.resume_from_checkpoint
+    if named and Path(str(named)).is_dir() and not is_finished(Path(str(named))):
+        raise SeraConfigError(
+            f"resume_from_checkpoint: {named} is unfinished, it has no readable {STATE}; name an "
+            "earlier one or use auto_resume_from_checkpoints: true."
+        )
+    if cfg.auto_resume_from_checkpoints and not named and not cfg.local_rank:
+        for path in set_unfinished_aside(Path(cfg.output_dir)):
+            LOG.warning("An unfinished checkpoint was moved to %s.", path)
 
 
 def _import(*modules: str) -> None:

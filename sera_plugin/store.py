@@ -141,6 +141,11 @@ class RunStore:
         _write_text(temporary, json.dumps(settings, indent=2))
         temporary.replace(self.root / "run.json")
 
+    def read_run(self) -> dict[str, Any] | None:
+        """``run.json``, or None if it is not there."""
+        path = self.root / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def write_round(
         self,
         number: int,

@@ -14,7 +14,8 @@ from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
 from sera_plugin.bootstrapping import Bootstrapper
-from sera_plugin.config import parse_block
+from sera_plugin.changes import compare
+from sera_plugin.config import SeraConfigError, parse_block
 from sera_plugin.endings import common_ending
 from sera_plugin.estimate import estimate_text
 from sera_plugin.generation import Sampler, Sampling
@@ -29,6 +30,7 @@ from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps, log_ratios
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
+from sera_plugin.stopping import EXIT_CODE, StopOnSignal
 from sera_plugin.store import ReviewTable, RoundRecord, RunStore
 
 LOG = logger(__name__)
@@ -53,6 +55,8 @@ class SeRATrainer(RoundTrainer):
         self.store = RunStore(self.args.output_dir)
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
         self.table: ReviewTable | None = None
+        self.stop = StopOnSignal(self.accelerator)
+        self.add_callback(self.stop)
         self.policy_snapshot: Snapshot | None = None
         self.summaries: list[dict[str, float]] = []
 
@@ -68,6 +72,7 @@ class SeRATrainer(RoundTrainer):
         )
 
     def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
+        self.stop.install()
         self.policies = Policies(self, model)
         evaluation = self.eval_dataset
         named = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
@@ -94,15 +99,26 @@ class SeRATrainer(RoundTrainer):
             self.sera, self.pairs, self.held_out, scorer, self.policies, bootstrapper
         )
         self.resumed_within = epochs_done + 1 if updates_done else None
-        if self.accelerator.is_main_process and not (epochs_done or updates_done):
-            moved = self.store.start()
-            if moved:
-                LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
-            self.store.write_run(run_settings(self))
+        self._start_or_check(resumed=bool(epochs_done or updates_done))
         if self.accelerator.is_main_process:
             LOG.info("%s", estimate_text(self))
         self._score_reference()
         self._restore(epochs_done)
+
+    def _start_or_check(self, *, resumed: bool) -> None:
+        settings = run_settings(self)
+        stored = self._shared(self.store.read_run) if resumed else None
+        if stored is not None:
+            changes = compare(stored, settings)
+            if changes.unsafe:
+                raise SeraConfigError(changes.unsafe[0])
+            for sentence in changes.safe:
+                LOG.warning("%s", sentence)
+        elif self.accelerator.is_main_process:
+            moved = self.store.start()
+            if moved:
+                LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
+            self.store.write_run(settings)
 
     def _sampling(self, budget: int) -> Sampling:
         settings, tokenizer = self.sera.bootstrap, self._tokenizer
@@ -197,6 +213,7 @@ class SeRATrainer(RoundTrainer):
         return dataset  # type: ignore[return-value]
 
     def _review(self, number: int) -> list[RoundRow]:
+        self._leave_if_asked(save=True)
         size = self.schedule.rounds[number - 1]
         review = self.reviewer.review(size, self.reference, self.table, self.policy_snapshot)
         previous_reference = self.sera.reference == "previous"
@@ -247,7 +264,15 @@ class SeRATrainer(RoundTrainer):
         else:
             self.policy_snapshot = snapshot
 
+    def _leave_if_asked(self, *, save: bool) -> None:
+        """End the process if any rank was asked to, between rounds with a checkpoint."""
+        if self.stop.agreed():
+            if save:
+                self.save_checkpoint()
+            raise SystemExit(EXIT_CODE)
+
     def close_round(self, number: int) -> None:
+        self._leave_if_asked(save=False)
         seconds = time.perf_counter() - self.round_started
         if not self.schedule.rounds[number - 1].reviewed:
             self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})

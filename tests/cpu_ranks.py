@@ -79,22 +79,28 @@ def _fail_while_scoring(rank: int) -> None:
     Scorer._batch = batch
 
 
-class DieAtStep(TrainerCallback):
-    """Fault injection: the process is gone at once, as if killed, after a step and its save."""
+class SignalAtStep(TrainerCallback):
+    """Fault injection: the process gets a signal when it begins the step after ``step``."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        self.number = number
         self.step = step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class CpuRanks(BasePlugin):
     """List it before other plugins."""
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
-        return [DieAtStep(int(os.environ["DIE_AT_STEP"]))] if "DIE_AT_STEP" in os.environ else []
+        wanted = {"DIE_AT_STEP": signal.SIGKILL, "TERM_AT_STEP": signal.SIGTERM}
+        return [
+            SignalAtStep(number, int(os.environ[name]))
+            for name, number in wanted.items()
+            if name in os.environ
+        ]
 
     def register(self, cfg: Any) -> None:
         # Accelerate turns FSDP on for ranks of the kind MULTI_GPU only.

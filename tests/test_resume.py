@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import MakeConfig, RunCli, output_dir
+from conftest import ENVIRONMENT, MakeConfig, RunCli, output_dir
+
+from sera_plugin.stopping import EXIT_CODE
 
 pytestmark = pytest.mark.cli
 SHIM = {"PYTHONPATH": str(Path(__file__).parent)}
@@ -44,22 +48,75 @@ def results(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-# 8 updates a round, a checkpoint every 2: within rounds 1, 2 and 3, and where round 3 begins.
-@pytest.mark.parametrize("step", [5, 13, 16, 21])
-def test_a_killed_run_continues_as_if_nothing_had_happened(
-    undisturbed: Path, run_cli: RunCli, tmp_path: Path, step: int
-) -> None:
+@pytest.fixture
+def again(undisturbed: Path, tmp_path: Path) -> Path:
+    """The config of the undisturbed run with an ``output_dir`` of its own."""
     keys = yaml.safe_load(undisturbed.read_text())
     keys["output_dir"] = str(tmp_path / "out")
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(keys))
-    train = ("train", path, "--launcher", "python")
-    run_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
-    assert not (tmp_path / "out/model.safetensors").exists()
-    out = run_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
-    assert f"checkpoint-{step - step % 2}" in out
-    assert not list((tmp_path / "out").glob("sera-earlier-*"))
-    expected, found = results(output_dir(undisturbed)), results(tmp_path / "out")
+    return path
+
+
+def check_resumed(undisturbed: Path, out: Path) -> None:
+    assert not list(out.glob("sera-earlier-*"))
+    expected, found = results(output_dir(undisturbed)), results(out)
     assert found.keys() == expected.keys()
     assert {name for name in expected if found[name] != expected[name]} == set()
-    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(out)
+
+
+# 8 updates a round, a checkpoint every 2: within rounds 1, 2 and 3, and where round 3 begins.
+@pytest.mark.parametrize("step", [5, 13, 16, 21])
+def test_a_killed_run_continues_as_if_nothing_had_happened(
+    undisturbed: Path, again: Path, run_cli: RunCli, step: int
+) -> None:
+    out = output_dir(again)
+    train = ("train", again, "--launcher", "python")
+    run_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
+    assert not (out / "model.safetensors").exists()
+    last = step - step % 2
+    if step == 13:
+        # As a kill inside the save leaves it: the host writes this file last.
+        (out / f"checkpoint-{last}/trainer_state.json").write_text('{"epoch": 1.')
+        last -= 2
+    log = run_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
+    assert f"resume from checkpoint at {out}/checkpoint-{last}" in log
+    assert (out / "unfinished-checkpoint-12").exists() == (step == 13)
+    check_resumed(undisturbed, out)
+
+
+def test_sigterm_saves_and_leaves_with_its_own_code(
+    undisturbed: Path, again: Path, run_cli: RunCli
+) -> None:
+    out = output_dir(again)
+    script = Path(sys.executable).parent / "axolotl"
+    command = [str(script), "train", str(again), "--launcher", "python"]
+    env = ENVIRONMENT | SHIM | {"TERM_AT_STEP": "14"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_CODE, done.stderr[-4000:]
+    assert "SIGTERM: saving a checkpoint" in done.stdout + done.stderr
+    assert not (out / "model.safetensors").exists()
+    assert (out / "checkpoint-15/trainer_state.json").exists()
+    run_cli(*command[1:], "--auto-resume-from-checkpoints", env=SHIM)
+    check_resumed(undisturbed, out)
+
+
+def test_a_resumed_run_names_what_has_changed(
+    undisturbed: Path, again: Path, run_cli: RunCli
+) -> None:
+    out = output_dir(again)
+    shutil.copytree(output_dir(undisturbed), out)
+    keys = yaml.safe_load(again.read_text())
+    keys["sera"]["ensemble"] = 0.5
+    again.write_text(yaml.safe_dump(keys))
+    log = run_cli(
+        *("train", again, "--launcher", "python", "--resume-from-checkpoint"),
+        out / "checkpoint-20",
+        env=SHIM,
+        expect_failure=True,
+    )
+    assert (
+        "resume: sera.ensemble was 0.3 and is 0.5; resume with what the run was started with, or "
+        "start anew in another output_dir."
+    ) in log

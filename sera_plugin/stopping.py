@@ -1,0 +1,54 @@
+"""SIGTERM: finish the step, save a checkpoint that resumes exactly, leave with an own code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+from sera_plugin.logs import logger
+
+LOG = logger(__name__)
+
+EXIT_CODE = 75
+"""What a run that was asked to stop leaves with (``EX_TEMPFAIL``: try again later)."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns SIGTERM into a checkpoint and an orderly end, on all ranks at the same step.
+
+    Args:
+        accelerator: the trainer's accelerator.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._asked = False
+        self.stopping = False
+
+    def install(self) -> None:
+        """Take over SIGTERM; without effect outside the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Every rank must call this at the same point."""
+        if not self.stopping:
+            asked = torch.tensor(float(self._asked), device=self._accelerator.device)
+            self.stopping = bool(self._accelerator.reduce(asked, reduction="sum") > 0)
+            if self.stopping:
+                LOG.warning("SIGTERM: saving a checkpoint, then leaving with code %d.", EXIT_CODE)
+        return self.stopping
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.agreed():
+            control.should_save = True
+            control.should_training_stop = True
