@@ -11,11 +11,12 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help demo test format clean
+.PHONY: help demo test test-crash format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
 	@echo "make test    install, then ruff, mypy and pytest"
+	@echo "make test-crash  more points at which a run is killed and resumed"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -43,7 +44,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(RUN) python -m pytest -n 2 --dist loadscope --cov=sera_plugin --cov-report=term
+	$(RUN) python -m pytest -n 2 --dist loadscope -m "not crash" --cov=sera_plugin --cov-report=term
+
+test-crash: $(VENV)/.installed-dev
+	$(RUN) python -m pytest -n 2 -m crash
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
