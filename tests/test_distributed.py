@@ -13,7 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import slow_reference as slow
 from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from transformers import AutoTokenizer
+
+from sera_plugin.scoring import plan_batches
 
 # Round 1 is a whole number of global micro-batches of 4, because the host repeats rows of an
 # incomplete one; its last update is partial, and the reviewed round of 41 pairs ends in both.
@@ -175,6 +179,22 @@ def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
     assert "does not gather all weights on every rank (sera.bootstrap.gather: false)" in out
     candidates = pq.read_table(run / "sera/round-02/candidates.parquet").to_pandas()
     assert candidates["example_id"].nunique() == 1
+
+
+def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) -> None:
+    """Three batches of prompts on two ranks that must take every decoding step together."""
+    sera = _sera(gather=False, num_candidates=8, max_new_tokens=60, prompts=0.3)
+    run, _ = runs.ranks(**runs.backend("zero3"), sera=sera)
+    candidates = pq.read_table(run / "sera/round-02/candidates.parquet").to_pandas()
+    assert candidates["example_id"].nunique() == 18
+    words = AutoTokenizer.from_pretrained(llama)
+    texts = [slow.llama_text(row["messages"]) for row in assets.pairs(PAIRS, seed=3)]
+    lengths = np.sort([len(words(text, add_special_tokens=False)["input_ids"]) for text in texts])
+    budget = 8 * (2 * 2 * 128)  # sampling takes eight training batches of 2 pairs of 128 tokens
+    for prompts in (lengths[:18], lengths[-18:]):
+        assert len(plan_batches(8 * (prompts + 60), budget)) == 3
+    sampled = candidates[candidates["source"] == "policy"]
+    assert sampled["token_ids"].map(len).nunique() > 2
 
 
 def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
