@@ -183,7 +183,7 @@ def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
 
 def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) -> None:
     """Three batches of prompts on two ranks that must take every decoding step together."""
-    sera = _sera(gather=False, num_candidates=8, max_new_tokens=60, prompts=0.3)
+    sera = _sera(gather=False, num_candidates=6, max_new_tokens=60, prompts=0.3)
     run, _ = runs.ranks(**runs.backend("zero3"), sera=sera)
     candidates = pq.read_table(run / "sera/round-02/candidates.parquet").to_pandas()
     assert candidates["example_id"].nunique() == 18
@@ -192,7 +192,7 @@ def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) 
     lengths = np.sort([len(words(text, add_special_tokens=False)["input_ids"]) for text in texts])
     budget = 8 * (2 * 2 * 128)  # sampling takes eight training batches of 2 pairs of 128 tokens
     for prompts in (lengths[:18], lengths[-18:]):
-        assert len(plan_batches(8 * (prompts + 60), budget)) == 3
+        assert len(plan_batches(6 * (prompts + 60), budget)) == 3
     sampled = candidates[candidates["source"] == "policy"]
     assert sampled["token_ids"].map(len).nunique() > 2
 
