@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,11 @@ class RunStore:
 
     def write_run(self, settings: Mapping[str, Any]) -> None:
         """Write ``run.json``: what the run was started with."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / "run.json.tmp"
-        _write_text(temporary, json.dumps(settings, indent=2))
-        temporary.replace(self.root / "run.json")
+        with explained(self.root / "run.json"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            temporary = self.root / "run.json.tmp"
+            _write_text(temporary, json.dumps(settings, indent=2))
+            temporary.replace(self.root / "run.json")
 
     def read_run(self) -> dict[str, Any] | None:
         """``run.json``, or None if it is not there."""
@@ -164,6 +166,18 @@ class RunStore:
             candidates: every answer that competed, with the columns of ``_CANDIDATES``.
         """
         final = self.round_dir(number)
+        with explained(final):
+            self._write_round(final, record, fresh, summary, candidates)
+        return final
+
+    def _write_round(
+        self,
+        final: Path,
+        record: RoundRecord,
+        fresh: Iterable[Mapping[str, Any]],
+        summary: Mapping[str, Any],
+        candidates: Iterable[Mapping[str, Any]],
+    ) -> None:
         building = final.with_name(final.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -182,7 +196,6 @@ class RunStore:
         building.rename(final)
         _sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-        return final
 
     def update_summary(self, number: int, more: Mapping[str, Any]) -> None:
         """Add to the summary of a round, which is created if the round was not reviewed."""
@@ -210,6 +223,26 @@ class RunStore:
             for row in pq.read_table(folder / "rows.parquet").to_pylist()
         ]
         return RoundRecord(ReviewTable.from_arrow(pq.read_table(folder / "margins.parquet")), rows)
+
+
+class StoreError(RuntimeError):
+    """Artifacts can't be written; the message is one sentence."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an operating system's error while writing ``path`` into a sentence.
+
+    Raises:
+        StoreError: in place of an ``OSError``, which is its cause.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} can't be written ({error.strerror or error}); make room or set another "
+            "output_dir, then resume from the last checkpoint."
+        ) from error
 
 
 def _json(values: Mapping[str, Any]) -> str:

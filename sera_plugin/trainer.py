@@ -124,10 +124,11 @@ class SeRATrainer(RoundTrainer):
         settings, tokenizer = self.sera.bootstrap, self._tokenizer
         special = frozenset(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         blank = frozenset(i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip())
-        rows = self.pairs.dataset.select_columns(["chosen_ids", "rejected_ids"])
-        ending = common_ending(
-            (row[side] for row in rows for side in ("chosen_ids", "rejected_ids")), special, blank
-        )
+        ending: tuple[int, ...] = (tokenizer.eos_token_id,)
+        if settings.fraction > 0:
+            rows = self.pairs.dataset.select_columns(["chosen_ids", "rejected_ids"])
+            answers = (row[side] for row in rows for side in ("chosen_ids", "rejected_ids"))
+            ending = common_ending(answers, special, blank)
         own = getattr(self.model, "generation_config", None)
         eos = getattr(own, "eos_token_id", None) or ()
         eos = (eos,) if isinstance(eos, int) else tuple(eos)

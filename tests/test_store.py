@@ -1,6 +1,8 @@
 """Artifacts: what is written reads back equal, and nothing is lost or left half done."""
 
+import errno
 import json
+import os
 from dataclasses import fields
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from sera_plugin.rounds import RoundRow
 from sera_plugin.scores import PairLogps
-from sera_plugin.store import ReviewTable, RoundRecord, RunStore
+from sera_plugin.store import ReviewTable, RoundRecord, RunStore, StoreError
 
 NUMBERS = [field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled")]
 
@@ -254,3 +256,23 @@ def test_a_round_without_review_gets_a_summary_too(tmp_path):
     store.update_summary(1, {"seconds_training": 1.5})
     assert summary_of(store, 1) == {"round": 1, "seconds_training": 1.5}
     assert [path.name for path in store.round_dir(1).iterdir()] == ["summary.json"]
+
+
+def test_a_full_or_read_only_disk_is_one_sentence(tmp_path):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    store = RunStore(tmp_path)
+    store.write_round(2, RECORD, [], {"round": 2})
+    with pytest.raises(StoreError, match=r"round-02 can't be written \(No space left on device\);"):
+        store.write_round(2, RECORD, full(), {"round": 2})
+    kept = store.read_round(2)
+    assert kept is not None, "the earlier folder of the round is lost"
+    assert kept.rows == RECORD.rows
+
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sera").write_text("in the way")
+    with pytest.raises(StoreError, match=r"sera/run.json can't be written \("):
+        RunStore(blocked).write_run({})
