@@ -90,7 +90,7 @@ def test_every_symbol_of_the_docstring_has_a_test():
 
 def test_round_trainer_overrides_methods_that_exist():
     ours = {"plan", "open_run", "round_dataset", "close_round", "with_reference", "batching"}
-    ours |= {"log_metrics_of_round"}
+    ours |= {"log_metrics_of_round", "save_checkpoint"}
     own = {
         name
         for name, member in vars(host.RoundTrainer).items()
@@ -295,6 +295,16 @@ def test_finalize_training_passes_through():
     assert_names(Trainer._finalize_training, ["trial", "num_train_samples", "start_time"])
     (call,) = calls(Trainer._inner_training_loop, "_finalize_training")
     assert len(call.args) == 3, "_finalize_training is called in another way"
+
+
+def test_save_checkpoint_takes_model_and_trial_and_writes_the_state_last():
+    assert_names(Trainer._save_checkpoint, ["model", "trial"])
+    source = text_of(Trainer._save_checkpoint)
+    state = source.index("save_to_json")
+    for earlier in ("self.save_model(", "_save_optimizer_and_scheduler(", "_save_rng_state("):
+        assert source.index(earlier) < state, (
+            f"{earlier} now follows trainer_state.json; look at sera_plugin/checkpoints.py"
+        )
 
 
 def test_get_dataloader_has_the_parameters_that_we_pass():
