@@ -5,6 +5,7 @@ It reads text and token ids, renders the templates by hand, and keeps everything
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,13 @@ def qwen_answer(text: str) -> str:
 
 
 def logp(model: torch.nn.Module, prompt: IDS, answer: IDS) -> float:
-    """log π(y|x), one token after the other."""
+    """log π(y|x)."""
+    return _logp(model, tuple(prompt), tuple(answer))
+
+
+@functools.cache
+def _logp(model: torch.nn.Module, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+    """One token after the other; kept, because several tests ask for the same ones."""
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double().numpy()
     total = 0.0

@@ -24,18 +24,24 @@ from sera_plugin.identity import content_id
 
 BETA, GAMMA, PENALTY, ROUNDS = 0.2, 0.4, 0.01, 3
 KEEP, FRESH = 38, 13  # 0.6 and 0.2 of 64, rounded
-CASES = {
-    "dpo": ("llama", slow.llama_text, slow.llama_answer, "sum", slow.dpo_loss),
-    "ipo": ("qwen", slow.qwen_text, slow.qwen_answer, "mean", slow.ipo_loss),
+LLAMA = ("llama", slow.llama_text, slow.llama_answer)
+QWEN = ("qwen", slow.qwen_text, slow.qwen_answer)
+CASES: dict[str, tuple[Any, ...]] = {
+    "dpo": (*LLAMA, "sum", slow.dpo_loss, {}),
+    "ipo": (*QWEN, "mean", slow.ipo_loss, {}),
+    "previous": (*LLAMA, "sum", slow.dpo_loss, {"reference": "previous"}),
+    "ensemble": (*QWEN, "sum", slow.dpo_loss, {"bootstrap": {"ensemble": True}}),
 }
 
 
 class Run:
     """What a finished run left behind, and the pairs as the slow reference reads them."""
 
-    def __init__(self, folder: Path, base: Path, rl: str) -> None:
+    def __init__(self, folder: Path, base: Path, case: str) -> None:
         self.folder = folder
-        _, prompt_text, answer_text, self.kind, self.loss = CASES[rl]
+        _, prompt_text, answer_text, self.kind, self.loss, changes = CASES[case]
+        self.previous = changes.get("reference") == "previous"
+        self.ensemble = "bootstrap" in changes
         words = AutoTokenizer.from_pretrained(base)
         self.pairs: dict[str, slow.Pair] = {}
         for row in assets.pairs(TRAIN_PAIRS):
@@ -46,7 +52,7 @@ class Run:
             ]
             ids = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
             self.pairs[content_id(*texts)] = slow.Pair(*ids)
-        self.reference = AutoModelForCausalLM.from_pretrained(base)
+        self.base = AutoModelForCausalLM.from_pretrained(base)
         self.logs = json.loads((self._checkpoint(ROUNDS) / "trainer_state.json").read_text())[
             "log_history"
         ]
@@ -60,6 +66,18 @@ class Run:
         """The policy that reviewed before round ``number``."""
         return AutoModelForCausalLM.from_pretrained(self._checkpoint(number - 1))
 
+    def reference(self, number: int) -> torch.nn.Module:
+        """πref when round ``number`` is reviewed; trained on with, it is that of the next one."""
+        return self.policy(number - 1) if self.previous and number > 2 else self.base
+
+    def ratio(self, number: int, prompt: slow.IDS, answer: slow.IDS) -> float:
+        """The log-ratio that ranks an answer in the review before round ``number``."""
+        now = slow.log_ratio(self.policy(number), self.reference(number), prompt, answer)
+        if not self.ensemble or number == 2:
+            return now
+        before = slow.log_ratio(self.policy(number - 1), self.base, prompt, answer)
+        return slow.mix(now, before, GAMMA)
+
     def table(self, number: int, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.folder / f"sera/round-{number:02d}/{name}.parquet").to_pylist()
 
@@ -67,7 +85,7 @@ class Run:
         if number not in self._margins:
             policy = self.policy(number)
             self._margins[number] = {
-                i: slow.margin(policy, self.reference, pair, self.kind)
+                i: slow.margin(policy, self.reference(number), pair, self.kind)
                 for i, pair in self.pairs.items()
             }
         return self._margins[number]
@@ -77,11 +95,12 @@ class Run:
 def run(
     request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli, llama: Path, qwen: Path
 ) -> Run:
-    rl = request.param
-    base = {"llama": llama, "qwen": qwen}[CASES[rl][0]]
+    case = request.param
+    base = {"llama": llama, "qwen": qwen}[CASES[case][0]]
+    changes = CASES[case][5]
     path = config(
         base_model=str(base),
-        rl=rl,
+        rl="ipo" if case == "ipo" else "dpo",
         rl_beta=BETA,
         num_epochs=ROUNDS,
         learning_rate=5e-3,
@@ -93,17 +112,19 @@ def run(
         logging_steps=1,
         sera={
             "ensemble": GAMMA,
-            "selection": {"keep": 0.6, "margin": CASES[rl][3]},
+            "selection": {"keep": 0.6, "margin": CASES[case][3]},
             "bootstrap": {
                 "fraction": 0.2,
                 "prompts": 0.8,
                 "max_new_tokens": 12,
                 "length_penalty": PENALTY,
+                **changes.get("bootstrap", {}),
             },
+            "reference": changes.get("reference", "fixed"),
         },
     )
     run_cli("train", path, "--launcher", "python")
-    return Run(output_dir(path), base, rl)
+    return Run(output_dir(path), base, case)
 
 
 @pytest.mark.cli
@@ -124,11 +145,10 @@ def test_margins_and_kept_pairs(run: Run, number: int) -> None:
 @pytest.mark.cli
 @pytest.mark.parametrize("number", [2, 3])
 def test_pairs_of_the_given_candidates(run: Run, number: int) -> None:
-    policy = run.policy(number)
     pools: dict[str, list[slow.Answer]] = defaultdict(list)
     for row in run.table(number, "candidates"):
         prompt = run.pairs[row["example_id"]].prompt
-        ratio = slow.log_ratio(policy, run.reference, prompt, row["token_ids"])
+        ratio = run.ratio(number, prompt, row["token_ids"])
         reward = BETA * ratio - PENALTY * len(row["token_ids"])
         assert row["reward"] == pytest.approx(reward, abs=1e-4)
         sampled = row["source"] == "policy"
@@ -149,7 +169,8 @@ def test_pairs_of_the_given_candidates(run: Run, number: int) -> None:
 @pytest.mark.cli
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_loss_of_the_round(run: Run, number: int) -> None:
-    policy = run.reference if number == 1 else run.policy(number)
+    policy = run.base if number == 1 else run.policy(number)
+    reference = run.reference(number + 1) if number > 1 else run.base
     if number == 1:
         trained = list(run.pairs.values())
     else:
@@ -162,7 +183,7 @@ def test_loss_of_the_round(run: Run, number: int) -> None:
                 pair = slow.Pair(pair.prompt, row["chosen_ids"], row["rejected_ids"])
             trained.append(pair)
     # The host averages over micro-batches of 4; the last one of a reviewed round holds 3 pairs.
-    losses = [run.loss(policy, run.reference, pair, BETA) for pair in trained]
+    losses = [run.loss(policy, reference, pair, BETA) for pair in trained]
     batches = [losses[i : i + 4] for i in range(0, len(losses), 4)]
     expected = sum(sum(batch) / len(batch) for batch in batches) / len(batches)
     logged = next(
