@@ -11,6 +11,9 @@ Data flows one way; read the modules in this order:
 ``selection``      top K of the offline pairs
 ``pairing``        candidates -> best against worst, length penalty, top pairs
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
+``shards``         finished parts of passes on disk, with checksums, reused by a restart
+``dealing``        batches dealt to all ranks, a shard written per group (collectives)
+``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``scoring``        log-probs of completions under a model (torch, collectives)
 ``generation``     candidates sampled from the policy (torch, collectives)
 ``policies``       reference, and snapshots of earlier policies

@@ -27,6 +27,7 @@ from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.schedule import RoundSize, share_of
 from sera_plugin.scores import PairLogps, ensemble
 from sera_plugin.scoring import Answers, Phase, Scorer, phase_of
+from sera_plugin.shards import round_label
 from sera_plugin.store import ReviewTable
 
 
@@ -126,14 +127,18 @@ class Bootstrapper:
             return Bootstrapped((), (), 0.0, {}, 0, None), Phase(), Phase()
         prompts, without_room = self._prompts(size.number)
         start = time.perf_counter()
+        label = round_label(size.number)
+        origin = self.policies.policy_origin(label)
         with self.policies.generating() as (model, synced):
-            rollouts = self.sampler.rollouts(model, prompts, self.seed, size.number, synced=synced)
+            rollouts = self.sampler.rollouts(
+                model, prompts, self.seed, size.number, synced=synced, origin=origin
+            )
         sampled = sum(len(r.token_ids) for answers in rollouts.values() for r in answers)
         generation = Phase(time.perf_counter() - start, sampled, sampled)
-        fresh, scoring = self._score_rollouts(prompts, rollouts)
+        fresh, scoring = self._score_rollouts(prompts, rollouts, label)
         samples = SampleStats.of(rollouts, fresh)
         if previous_policy is not None:
-            fresh, more = self._mix_previous(prompts, fresh, previous_policy)
+            fresh, more = self._mix_previous(prompts, fresh, previous_policy, label)
             scoring += more
         offline = self._offline_candidates(prompts, table, reference, previous, previous_policy)
         pools = tuple(
@@ -166,7 +171,7 @@ class Bootstrapper:
         return prompts, len(chosen) - len(has_room)
 
     def _score_rollouts(
-        self, prompts: list[Prompt], rollouts: Mapping[str, tuple[Rollout, ...]]
+        self, prompts: list[Prompt], rollouts: Mapping[str, tuple[Rollout, ...]], label: str
     ) -> tuple[dict[str, list[Candidate]], Phase]:
         start = time.perf_counter()
         flat = [
@@ -176,10 +181,12 @@ class Bootstrapper:
             if len(answer.token_ids) > (len(self.sampler.settings.ending) if answer.finished else 0)
         ]
         answers = Answers([(prompt.token_ids, answer.token_ids) for prompt, answer in flat])
+        origin = self.policies.policy_origin(label)
         with self.policies.policy() as forward:
-            policy = self.scorer.logps(forward, answers, "Scoring sampled answers")
+            policy = self.scorer.logps(forward, answers, "Scoring sampled answers", origin)
+        origin = self.policies.reference_origin(label)
         with self.policies.reference() as forward:
-            reference = self.scorer.logps(forward, answers, "Reference of sampled answers")
+            reference = self.scorer.logps(forward, answers, "Reference of sampled answers", origin)
         found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
         for (prompt, answer), p, r in zip(flat, policy.logps, reference.logps, strict=True):
             if not np.isfinite(p - r):
@@ -198,14 +205,19 @@ class Bootstrapper:
         return found, replace(phase, tokens=2 * phase.tokens, padded_tokens=2 * phase.padded_tokens)
 
     def _mix_previous(
-        self, prompts: list[Prompt], fresh: dict[str, list[Candidate]], snapshot: Snapshot
+        self,
+        prompts: list[Prompt],
+        fresh: dict[str, list[Candidate]],
+        snapshot: Snapshot,
+        label: str,
     ) -> tuple[dict[str, list[Candidate]], Phase]:
         """(1−γ)·log-ratio now + γ·log-ratio under the previous review's policy."""
         start = time.perf_counter()
         rows = [(p, c) for p in prompts for c in fresh[p.example_id]]
         answers = Answers([(prompt.token_ids, c.token_ids) for prompt, c in rows])
+        origin = self.policies.earlier_origin(snapshot, label)
         with self.policies.earlier(snapshot) as forward:
-            done = self.scorer.logps(forward, answers, "Previous policy on sampled answers")
+            done = self.scorer.logps(forward, answers, "Previous policy on sampled answers", origin)
         mixed: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
         weight = self.config.ensemble
         for (prompt, candidate), logp in zip(rows, done.logps, strict=True):

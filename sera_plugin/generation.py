@@ -1,4 +1,4 @@
-"""Candidates sampled from the policy. Collectives: one gather at the end of each pass.
+"""Candidates sampled from the policy. Collectives: those of ``dealing``.
 
 Token t of candidate k of an example is drawn by the inverse of the cumulative distribution at a
 number that only (seed, round, example, k, t) determine. So an answer does not depend on the batch
@@ -7,22 +7,27 @@ it was sampled in, nor on the number of ranks, except through rounding in the lo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
+from sera_plugin.dealing import deal
 from sera_plugin.endings import finish
 from sera_plugin.identity import uniforms
 from sera_plugin.scoring import plan_batches
+from sera_plugin.shards import Origin, Shards
+
+SHARD_BATCHES = 2
+"""Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,47 @@ class Rollout:
 
     token_ids: tuple[int, ...]
     finished: bool
+
+
+Answered = list[tuple[str, tuple[Rollout, ...]]]
+"""What a batch gives: the answers to each of its prompts, with the example's id."""
+
+_ROLLOUTS = pa.schema(
+    [
+        ("batch", pa.int64()),
+        ("example_id", pa.string()),
+        ("finished", pa.bool_()),
+        ("token_ids", pa.list_(pa.int64())),
+    ]
+)
+
+
+class RolloutCodec:
+    """Answers of batches as a table with a row per answer, candidates in their order."""
+
+    def encode(self, found: Mapping[int, Answered]) -> pa.Table:
+        rows = [
+            (number, example_id, answer.finished, answer.token_ids)
+            for number, answered in found.items()
+            for example_id, answers in answered
+            for answer in answers
+        ]
+        columns = zip(*rows, strict=True)
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, _ROLLOUTS, strict=True)
+        ]
+        return pa.table(arrays, schema=_ROLLOUTS)
+
+    def decode(self, table: pa.Table) -> dict[int, Answered]:
+        found: dict[int, dict[str, list[Rollout]]] = {}
+        columns = (table[name].to_pylist() for name in _ROLLOUTS.names)
+        for number, example_id, finished, token_ids in zip(*columns, strict=True):
+            answers = found.setdefault(number, {}).setdefault(example_id, [])
+            answers.append(Rollout(tuple(token_ids), finished))
+        return {
+            number: [(example_id, tuple(answers)) for example_id, answers in answered.items()]
+            for number, answered in found.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -128,6 +174,7 @@ class Sampler:
         round_number: int,
         *,
         synced: bool,
+        origin: Origin | None = None,
     ) -> Mapping[str, tuple[Rollout, ...]]:
         """Sample ``num_candidates`` answers to every prompt; every rank gets all of them, by id.
 
@@ -140,25 +187,49 @@ class Sampler:
             round_number: the round that is being built.
             synced: whether all ranks must take every decoding step together (weights sharded
                 over the ranks).
+            origin: if given, finished shards are stored there and reused.
+
+        Raises:
+            OSError: if a shard can't be written.
         """
         copies = self.settings.num_candidates
         widths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int64)
         lengths = copies * (widths + self.settings.max_new_tokens)
         batches = plan_batches(lengths, self.settings.token_budget) if len(prompts) else []
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        found: list[tuple[str, tuple[Rollout, ...]]] = []
-        bar = tqdm(
-            total=len(prompts), desc="Sampling", disable=not self.accelerator.is_main_process
+        found = deal(
+            self.accelerator,
+            len(batches),
+            lambda number: self._batch(
+                model, [prompts[i] for i in batches[number]], seed, round_number, synced
+            ),
+            group=SHARD_BATCHES,
+            description=f"Round {round_number}: sampling",
+            codec=RolloutCodec(),
+            shards=self._shards(origin, prompts, seed, round_number),
+            stored=origin is not None,
         )
-        for first in range(0, len(batches), ranks):
-            mine = first + rank
-            batch = [prompts[i] for i in batches[mine if mine < len(batches) else first]]
-            answers = self._batch(model, batch, seed, round_number, synced)
-            if mine < len(batches):
-                found.extend(answers)
-            bar.update(sum(len(rows) for rows in batches[first : first + ranks]))
-        bar.close()
-        return dict(gather_object(found))
+        return {
+            example_id: answers for number in sorted(found) for example_id, answers in found[number]
+        }
+
+    def _shards(
+        self, origin: Origin | None, prompts: Sequence[Prompt], seed: int, round_number: int
+    ) -> Shards | None:
+        if origin is None or not self.accelerator.is_main_process:
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for prompt in prompts:
+            digest.update(f"{prompt.example_id}\0{len(prompt.token_ids)}\0".encode())
+            digest.update(np.asarray(prompt.token_ids, dtype=np.int64).tobytes())
+        determined_by = {
+            "pass": "rollouts",
+            "prompts": digest.hexdigest(),
+            "seed": seed,
+            "round": round_number,
+            "settings": asdict(self.settings),
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+        return Shards.of(origin, determined_by)
 
     def _batch(
         self,
@@ -167,7 +238,7 @@ class Sampler:
         seed: int,
         round_number: int,
         synced: bool,
-    ) -> list[tuple[str, tuple[Rollout, ...]]]:
+    ) -> Answered:
         settings, device = self.settings, self.accelerator.device
         copies = settings.num_candidates
         width = max(len(prompt.token_ids) for prompt in prompts)
@@ -186,7 +257,7 @@ class Sampler:
                 logits_processor=self._processors(prompts, seed, round_number, steps, width),
                 synced_gpus=synced,
             )[:, width:].cpu()
-        result = []
+        result: Answered = []
         for row, prompt in enumerate(prompts):
             room = settings.room(len(prompt.token_ids))
             rows = sampled[row * copies : (row + 1) * copies, :room].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,3 +91,13 @@ class OfflineAnswers:
     def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
         row = self._dataset[index // 2]
         return row["prompt_ids"], row["rejected_ids" if index % 2 else "chosen_ids"]
+
+    def digest(self) -> str:
+        """Hash of the token ids of prompts and answers, in order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self._dataset.with_format("arrow").iter(batch_size=10_000):
+            for name in TOKENS:
+                column = batch.column(name).combine_chunks()
+                for part in (pc.list_value_length(column), pc.list_flatten(column)):
+                    digest.update(part.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+        return digest.hexdigest()

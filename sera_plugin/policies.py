@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from sera_plugin.fingerprint import adapter_weights, fingerprint
 from sera_plugin.host import (
     disable_gradient_checkpointing,
     gathered_weights,
@@ -22,6 +23,7 @@ from sera_plugin.host import (
 from sera_plugin.logs import logger
 from sera_plugin.scaling import choose_gather
 from sera_plugin.scoring import Forward, inference
+from sera_plugin.shards import Origin
 
 LOG = logger(__name__)
 
@@ -93,6 +95,7 @@ class Policies:
         self._model = model
         self.unwrapped = trainer.accelerator.unwrap_model(model)
         self.reference_snapshot: Snapshot | None = None
+        self._known: dict[tuple[str, int], str] = {}
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -127,9 +130,48 @@ class Policies:
             with inference(trainer.ref_model):
                 yield trainer.ref_model
         else:
-            adapter = "ref" if "ref" in self.unwrapped.peft_config else None
-            with self._quiet(), use_adapter(self.unwrapped, adapter_name=adapter):
+            with self._quiet(), use_adapter(self.unwrapped, adapter_name=self._reference_adapter):
                 yield self._model
+
+    @property
+    def _reference_adapter(self) -> str | None:
+        return "ref" if "ref" in self.unwrapped.peft_config else None
+
+    def policy_origin(self, label: str) -> Origin:
+        """Where a pass of the policy belongs. Every rank must call this and its like."""
+        return self._origin(label, self._at_this_step("policy", self._policy_identity))
+
+    def reference_origin(self, label: str) -> Origin:
+        """Where a pass of the reference belongs."""
+        if self.reference_snapshot is not None:
+            return self.earlier_origin(self.reference_snapshot, label)
+        return self._origin(label, self._at_this_step("reference", self._reference_identity))
+
+    def earlier_origin(self, snapshot: Snapshot, label: str) -> Origin:
+        """Where a pass of the policy that ``snapshot`` was taken of belongs."""
+        with self.earlier(snapshot):
+            return self._origin(label, self._policy_identity())
+
+    def _origin(self, label: str, model: str) -> Origin:
+        return Origin(self._trainer.store.work, label, model)
+
+    def _at_this_step(self, which: str, find: Callable[[], str]) -> str:
+        """Weights change with optimizer steps alone, and hashing all of them takes seconds."""
+        key = (which, self._trainer.state.global_step)
+        if key not in self._known:
+            self._known = {k: v for k, v in self._known.items() if k[1] == key[1]}
+            self._known[key] = find()
+        return self._known[key]
+
+    def _policy_identity(self) -> str:
+        return fingerprint(self.unwrapped)
+
+    def _reference_identity(self) -> str:
+        if self._trainer.ref_model is not None:
+            return fingerprint(self._trainer.accelerator.unwrap_model(self._trainer.ref_model))
+        return fingerprint(
+            self.unwrapped, adapter_weights(self.unwrapped, kept=self._reference_adapter)
+        )
 
     @contextmanager
     def generating(self) -> Iterator[tuple[PreTrainedModel, bool]]:

@@ -17,6 +17,7 @@ from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
 from sera_plugin.scoring import Phase, Scorer, phase_of
 from sera_plugin.selection import check_numbers, rank, select_top, set_aside
+from sera_plugin.shards import REFERENCE, round_label
 from sera_plugin.store import ReviewTable
 
 
@@ -71,7 +72,9 @@ class Reviewer:
         table, scoring = self._select(size, reference, previous)
         evaluation = {}
         for name, held_out in self.evaluation.items():
-            evaluation[name], phase = self.score_offline(held_out, f"Scoring {name} pairs")
+            evaluation[name], phase = self.score_offline(
+                held_out, f"Scoring {name} pairs", label=round_label(size.number)
+            )
             scoring += phase
         order = rank(table.ids, table.ensembled)
         ranked = [table.ids[i] for i in order if np.isfinite(table.ensembled[i])]
@@ -82,20 +85,38 @@ class Reviewer:
         return Review(size, table, composition, fresh, evaluation, scoring + more, generation)
 
     def score_offline(
-        self, pairs: OfflinePairs, description: str, *, under_reference: bool = False
+        self,
+        pairs: OfflinePairs,
+        description: str,
+        *,
+        under_reference: bool = False,
+        label: str = REFERENCE,
     ) -> tuple[PairLogps, Phase]:
-        """Log-probs of both answers of every pair under the policy or the reference."""
+        """Log-probs of both answers of every pair under the policy or the reference.
+
+        Args:
+            pairs: what is scored.
+            description: text of the progress bar.
+            under_reference: whether the reference scores, not the policy.
+            label: what the shards of the pass belong to.
+        """
         start = time.perf_counter()
-        model = self.policies.reference() if under_reference else self.policies.policy()
+        policies = self.policies
+        if under_reference:
+            origin, model = policies.reference_origin(label), policies.reference()
+        else:
+            origin, model = policies.policy_origin(label), policies.policy()
         with model as forward:
-            done = self.scorer.logps(forward, OfflineAnswers(pairs), description)
+            done = self.scorer.logps(forward, OfflineAnswers(pairs), description, origin)
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
     def _select(
         self, size: RoundSize, reference: PairLogps, previous: ReviewTable | None
     ) -> tuple[ReviewTable, Phase]:
         policy, phase = self.score_offline(
-            self.pairs, f"Round {size.number}: scoring offline pairs"
+            self.pairs,
+            f"Round {size.number}: scoring offline pairs",
+            label=round_label(size.number),
         )
         ratios = log_ratios(policy, reference)
         own = margins(

@@ -1,4 +1,4 @@
-"""Log-probs of completions under a model. Collectives: one gather at the end of each pass.
+"""Log-probs of completions under a model. Collectives: those of ``dealing``.
 
 Batches are formed over the whole job, by length, and dealt to the ranks, so a batch holds the
 same rows whatever the number of ranks; a rank without a batch repeats one and drops the result.
@@ -6,22 +6,27 @@ same rows whatever the number of ranks; a rank without a batch repeats one and d
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
+from sera_plugin.dealing import deal
 from sera_plugin.host import selective_log_softmax
+from sera_plugin.shards import Origin, Shards
 
 Forward = Callable[..., Any]
+
+SHARD_BATCHES = 32
+"""Batches per rank in a shard: seconds of work, beside which writing it takes no time."""
 
 
 class Completions(Protocol):
@@ -37,6 +42,9 @@ class Completions(Protocol):
     def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
         """Token ids of the prompt and of the answer."""
 
+    def digest(self) -> str:
+        """Hash of all token ids in their order."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -50,6 +58,34 @@ class Answers:
 
     def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
         return self.rows[index]
+
+    def digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.rows:
+            for part in row:
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(np.asarray(part, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+
+class LogpCodec:
+    """Log-probs of batches as a table with a row per completion."""
+
+    def __init__(self, batches: Sequence[np.ndarray]) -> None:
+        self._batches = batches
+
+    def encode(self, found: Mapping[int, np.ndarray]) -> pa.Table:
+        return pa.table(
+            {
+                "batch": np.repeat(list(found), [len(values) for values in found.values()]),
+                "completion": np.concatenate([self._batches[number] for number in found]),
+                "logp": np.concatenate(list(found.values())),
+            }
+        )
+
+    def decode(self, table: pa.Table) -> dict[int, np.ndarray]:
+        numbers, logps = table["batch"].to_numpy(), table["logp"].to_numpy()
+        return {int(number): logps[numbers == number] for number in np.unique(numbers)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +163,13 @@ class Scorer:
     max_length: int | None
     token_budget: int
 
-    def logps(self, forward: Forward, completions: Completions, description: str) -> Pass:
+    def logps(
+        self,
+        forward: Forward,
+        completions: Completions,
+        description: str,
+        origin: Origin | None = None,
+    ) -> Pass:
         """Σ log π(y|x) over the tokens of each answer, float64, shape (n,), nats, on every rank.
 
         Every rank must call this with the same completions.
@@ -136,25 +178,46 @@ class Scorer:
             forward: the model to call; gradients and training mode are the caller's matter.
             completions: what is scored.
             description: text of the progress bar.
+            origin: if given, finished shards are stored there and reused.
+
+        Raises:
+            OSError: if a shard can't be written.
         """
         lengths = completions.lengths
         if self.max_length is not None:
             lengths = np.minimum(lengths, self.max_length)
         batches = plan_batches(lengths, self.token_budget)
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        steps = range(0, len(batches), ranks)
-        for first in tqdm(steps, desc=description, disable=not self.accelerator.is_main_process):
-            mine = first + rank
-            rows = batches[mine if mine < len(batches) else first]
-            values = self._batch(forward, [completions[int(row)] for row in rows])
-            if mine < len(batches):
-                found.append((rows, values))
+        found = deal(
+            self.accelerator,
+            len(batches),
+            lambda number: self._batch(forward, [completions[int(i)] for i in batches[number]]),
+            group=SHARD_BATCHES,
+            description=description,
+            codec=LogpCodec(batches),
+            shards=self._shards(origin, completions, lengths),
+            stored=origin is not None,
+        )
         logps = np.full(len(lengths), np.nan)
-        for rows, values in gather_object(found):
-            logps[rows] = values
+        for number, values in found.items():
+            logps[batches[number]] = values
         padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
         return Pass(logps, int(lengths.sum()), padded)
+
+    def _shards(
+        self, origin: Origin | None, completions: Completions, lengths: np.ndarray
+    ) -> Shards | None:
+        if origin is None or not self.accelerator.is_main_process:
+            return None
+        determined_by = {
+            "pass": "logps",
+            "completions": completions.digest(),
+            "lengths": hashlib.blake2b(lengths.tobytes(), digest_size=16).hexdigest(),
+            "max_length": self.max_length,
+            "pad_token_id": self.pad_token_id,
+            "token_budget": self.token_budget,
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+        return Shards.of(origin, determined_by)
 
     def _batch(
         self, forward: Forward, rows: Sequence[tuple[Sequence[int], Sequence[int]]]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sera_plugin.rounds import RoundRow
 from sera_plugin.scores import PairLogps
+from sera_plugin.shards import round_label
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class RunStore:
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
         self.root = Path(output_dir) / "sera"
+        self.work = self.root / "work"
 
     def round_dir(self, number: int) -> Path:
         return self.root / f"round-{number:02d}"
@@ -196,6 +198,15 @@ class RunStore:
         building.rename(final)
         _sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+    def drop_work(self, number: int) -> None:
+        """Delete the finished shards of the rounds up to ``number``, which are not needed again.
+
+        What can't be deleted is left: it costs room and nothing else.
+        """
+        for earlier in range(1, number + 1):
+            for folder in self.work.glob(f"{round_label(earlier)}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def update_summary(self, number: int, more: Mapping[str, Any]) -> None:
         """Add to the summary of a round, which is created if the round was not reviewed."""

@@ -246,6 +246,7 @@ class SeRATrainer(RoundTrainer):
             fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
             candidates = candidate_rows(review, self.beta)
             folder = self.store.write_round(number, record, fresh, metrics, candidates)
+            self.store.drop_work(number)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
         self.accelerator.wait_for_everyone()
 

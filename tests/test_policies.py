@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.store import RunStore
 
 INPUT = torch.tensor([[3, 1, 4, 1, 5, 9]])
 
@@ -154,6 +155,8 @@ def policies_of(model, ref_model=None, fsdp=False):
         ref_model=ref_model,
         is_deepspeed_enabled=False,
         is_fsdp_enabled=fsdp,
+        state=SimpleNamespace(global_step=0),
+        store=RunStore("out"),
     )
     return Policies(trainer, model)
 
@@ -229,3 +232,21 @@ def test_the_model_that_generates_is_the_bare_one_in_evaluation_mode(fsdp):
         assert synced is fsdp  # under FSDP every rank must take every step
         assert not any(module.training for module in bare.modules())
     assert model.training
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_passes_are_keyed_by_the_weights_of_their_model(adapter):
+    model = with_adapter() if adapter else small_model()
+    policies = policies_of(model, None if adapter else small_model())
+    earlier = Snapshot.take(model)
+    policy, reference = policies.policy_origin("label"), policies.reference_origin("label")
+    assert policy.label == "label"
+    assert (policy.model == reference.model) is not adapter
+    assert policies.earlier_origin(earlier, "label") == policy
+    shift(model, 7)
+    policies._trainer.state.global_step += 1
+    assert policies.policy_origin("label").model != policy.model
+    assert policies.reference_origin("label") == reference
+    assert policies.earlier_origin(earlier, "label") == policy
+    policies.reference_snapshot = earlier
+    assert policies.reference_origin("label") == policy

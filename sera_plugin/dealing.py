@@ -1,0 +1,105 @@
+"""Batches dealt to all ranks in groups; a finished group is a shard on disk.
+
+Collectives: what is stored is broadcast at the start of a pass, and each group is gathered at its
+end. The groups follow from the batches that are left and the number of ranks, so every rank cuts
+them equally. A batch is stored under its number in the plan, which no number of ranks changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from sera_plugin.logs import logger
+from sera_plugin.shards import Shards
+
+LOG = logger(__name__)
+T = TypeVar("T")
+
+
+class Codec(Protocol[T]):
+    """How the results of batches are stored."""
+
+    def encode(self, found: Mapping[int, T]) -> pa.Table:
+        """Results by number of their batch, as a table."""
+
+    def decode(self, table: pa.Table) -> dict[int, T]:
+        """What ``encode`` was given."""
+
+
+def deal(
+    accelerator: Accelerator,
+    count: int,
+    compute: Callable[[int], T],
+    *,
+    group: int,
+    description: str,
+    codec: Codec[T],
+    shards: Shards | None,
+    stored: bool,
+) -> dict[int, T]:
+    """Results of all batches by number, on every rank; every rank must call this alike.
+
+    Args:
+        accelerator: the trainer's accelerator.
+        count: number of batches.
+        compute: result of the batch of a number. A rank without a batch repeats another's, so
+            that all ranks take part in each forward pass.
+        group: batches per rank in a shard, the most that a kill can cost.
+        description: text of the progress bar and of the log.
+        codec: how results are stored.
+        shards: where results are stored; on the main process only, and only if ``stored``.
+        stored: whether finished results are stored and reused; equal on every rank.
+
+    Raises:
+        OSError: on the main process, if a shard can't be written.
+    """
+    done = _reused(codec, shards, description, count) if stored else {}
+    left = [number for number in range(count) if number not in done]
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    bar = tqdm(
+        total=count,
+        initial=len(done),
+        desc=description,
+        disable=not accelerator.is_main_process,
+    )
+    for start in range(0, len(left), group * ranks):
+        numbers = left[start : start + group * ranks]
+        found: list[tuple[int, T]] = []
+        for first in range(0, len(numbers), ranks):
+            mine = first + rank
+            result = compute(numbers[mine if mine < len(numbers) else first])
+            if mine < len(numbers):
+                found.append((numbers[mine], result))
+            bar.update(min(ranks, len(numbers) - first))
+        gathered: dict[int, T] = dict(sorted(gather_object(found), key=lambda pair: pair[0]))
+        if shards is not None:
+            shards.write(codec.encode(gathered))
+        done |= gathered
+    bar.close()
+    return done
+
+
+def _reused(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:
+    """What the main process finds on disk, on every rank."""
+    done: dict[int, T] = {}
+    if shards is not None:
+        tables = shards.read()
+        for table in tables:
+            done |= codec.decode(table)
+        if tables:
+            LOG.info(
+                "%s: %d of %d batches are reused from %d finished shards.",
+                description,
+                len(done),
+                count,
+                len(tables),
+            )
+    box = [done]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
