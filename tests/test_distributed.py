@@ -59,7 +59,7 @@ def _sera(**bootstrap: Any) -> dict[str, Any]:
     }
 
 
-def _zero(folder: Path, stage: int) -> str:
+def zero_config(folder: Path, stage: int) -> str:
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": False,
@@ -128,7 +128,7 @@ class Runs:
     def backend(self, name: str) -> dict[str, Any]:
         if name == "ddp":
             return {}
-        return {"deepspeed": _zero(self.folder, int(name.removeprefix("zero")))}
+        return {"deepspeed": zero_config(self.folder, int(name.removeprefix("zero")))}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ENVIRONMENT, MakeConfig, RunCli, output_dir
+from test_distributed import RANKS, TORCHRUN, zero_config
 
 from sera_plugin.stopping import EXIT_CODE
 
@@ -123,3 +124,24 @@ def test_a_resumed_run_names_what_has_changed(
         "resume: sera.ensemble was 0.3 and is 0.5; resume with what the run was started with, or "
         "start anew in another output_dir."
     ) in log
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("step", [11, 16])
+def test_two_ranks_under_zero3_continue_as_if_nothing_had_happened(
+    config: MakeConfig, run_cli: RunCli, tmp_path: Path, step: int
+) -> None:
+    changes = {
+        "plugins": ["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
+        "micro_batch_size": 2,
+        "saves_per_epoch": 4,
+        "learning_rate": 5e-3,
+        "deepspeed": zero_config(tmp_path, 3),
+    }
+    calm, killed = config(**changes), config(**changes)
+    run_cli("train", calm, *TORCHRUN, env=RANKS)
+    died = RANKS | {"DIE_AT_STEP": str(step)}
+    run_cli("train", killed, *TORCHRUN, env=died, expect_failure=True)
+    resume = ("train", killed, "--auto-resume-from-checkpoints", *TORCHRUN)
+    assert "resume from checkpoint at" in run_cli(*resume, env=RANKS)
+    check_resumed(calm, output_dir(killed))
