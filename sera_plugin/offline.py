@@ -101,3 +101,15 @@ class OfflineAnswers:
                 for part in (pc.list_value_length(column), pc.list_flatten(column)):
                     digest.update(part.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
         return digest.hexdigest()
+
+
+def with_reference_columns(dataset: Dataset, logps: PairLogps) -> Dataset:
+    """``dataset`` with the columns that TRL's loss reads; ``logps`` has its rows in order."""
+    for name, values in (
+        ("ref_chosen_logps", logps.chosen),
+        ("ref_rejected_logps", logps.rejected),
+    ):
+        if name in dataset.column_names:
+            dataset = dataset.remove_columns(name)
+        dataset = dataset.add_column(name, values)
+    return dataset

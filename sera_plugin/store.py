@@ -208,6 +208,10 @@ class RunStore:
             for folder in self.work.glob(f"{round_label(earlier)}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def drop_all_work(self) -> None:
+        """Delete all finished shards, at the end of a run."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
     def update_summary(self, number: int, more: Mapping[str, Any]) -> None:
         """Add to the summary of a round, which is created if the round was not reviewed."""
         path = self.round_dir(number) / "summary.json"

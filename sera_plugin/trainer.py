@@ -22,7 +22,7 @@ from sera_plugin.generation import Sampler, Sampling
 from sera_plugin.host import RoundTrainer, plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.metrics import review_metrics, table_text
-from sera_plugin.offline import OfflinePairs
+from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
@@ -163,14 +163,14 @@ class SeRATrainer(RoundTrainer):
     def _set_evaluation_reference(self, name: str, logps: PairLogps) -> None:
         self.held_out_reference[name] = logps
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset[name] = _with_columns(self.eval_dataset[name], logps)
+            self.eval_dataset[name] = with_reference_columns(self.eval_dataset[name], logps)
         else:
-            self.eval_dataset = _with_columns(self.eval_dataset, logps)
+            self.eval_dataset = with_reference_columns(self.eval_dataset, logps)
 
     def with_reference(self, dataset: Dataset) -> Dataset:
         pairs = OfflinePairs.of(dataset, self.args.max_length)
         logps, _ = self.reviewer.score_offline(pairs, "Reference log-probs", under_reference=True)
-        return _with_columns(dataset, logps)
+        return with_reference_columns(dataset, logps)
 
     def _restore(self, epochs_done: int) -> None:
         """Take the last review's results from the store when a run is resumed."""
@@ -246,7 +246,8 @@ class SeRATrainer(RoundTrainer):
             fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
             candidates = candidate_rows(review, self.beta)
             folder = self.store.write_round(number, record, fresh, metrics, candidates)
-            self.store.drop_work(number)
+            # This round's are kept: a kill before its first checkpoint makes it anew from them.
+            self.store.drop_work(number - 1)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
         self.accelerator.wait_for_everyone()
 
@@ -287,18 +288,8 @@ class SeRATrainer(RoundTrainer):
             more = {name: self.summaries[-1][name] for name in ("kept", "seconds_training")}
             self.store.update_summary(number, more)
             if number == self.schedule.last_round:
+                self.store.drop_all_work()
                 LOG.info("SeRA is done\n%s", table_text(self.summaries))
-
-
-def _with_columns(dataset: Dataset, logps: PairLogps) -> Dataset:
-    for name, values in (
-        ("ref_chosen_logps", logps.chosen),
-        ("ref_rejected_logps", logps.rejected),
-    ):
-        if name in dataset.column_names:
-            dataset = dataset.remove_columns(name)
-        dataset = dataset.add_column(name, values)
-    return dataset
 
 
 def _as_dict(block: Any) -> Any:

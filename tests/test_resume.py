@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,11 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     log = run_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
     assert f"resume from checkpoint at {out}/checkpoint-{last}" in log
     assert (out / "unfinished-checkpoint-12").exists() == (step == 13)
+    if step == 16:
+        # Round 3 was made, but no checkpoint of it: it is made again from finished shards.
+        for what in ("scoring offline pairs", "sampling"):
+            assert re.search(rf"Round 3: {what}: (\d+) of \1 batches are reused", log), what
+    assert not (out / "sera/work").exists()
     check_resumed(undisturbed, out)
 
 

@@ -103,7 +103,7 @@ def test_reporters_get_the_metrics(run: tuple[Path, str]) -> None:
 def test_the_log_shows_bars_estimates_and_the_table(run: tuple[Path, str]) -> None:
     out = run[1]
     assert "Round 2: scoring offline pairs" in out
-    assert "Sampling:" in out
+    assert "Round 2: sampling" in out
     assert "Estimate for each reviewed round" in out
     table = out[out.rindex("SeRA rounds") :]
     cells = [
