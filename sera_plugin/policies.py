@@ -73,8 +73,10 @@ class Snapshot:
             parameters[name].copy_(value)
 
     def save(self, path: Path) -> None:
-        """Write the weights as safetensors."""
-        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, path)
+        """Write the weights as safetensors; the file appears whole or not at all."""
+        building = path.with_name(path.name + ".tmp")
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, building)
+        building.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:

@@ -104,6 +104,7 @@ class SeRATrainer(RoundTrainer):
             LOG.info("%s", estimate_text(self))
         self._score_reference()
         self._restore(epochs_done)
+        self._score_held_out_reference()
 
     def _start_or_check(self, *, resumed: bool) -> None:
         settings = run_settings(self)
@@ -153,6 +154,9 @@ class SeRATrainer(RoundTrainer):
         if bad:
             LOG.warning("%d pairs are set aside: their reference log-probs are not finite.", bad)
         self.bad_ids = frozenset(np.array(self.pairs.ids)[~finite].tolist())
+
+    def _score_held_out_reference(self) -> None:
+        """Under πref as it is now: on resuming, `reference: previous` has moved it already."""
         self.held_out_reference: dict[str, PairLogps] = {}
         for name, held_out in self.held_out.items():
             logps, _ = self.reviewer.score_offline(

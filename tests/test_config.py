@@ -59,6 +59,7 @@ def test_defaults():
             "ensemble": False,
             "gather": "auto",
         },
+        "max_set_aside": 0.01,
         "reference": "fixed",
     }
 

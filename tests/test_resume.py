@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -65,7 +66,21 @@ def check_resumed(undisturbed: Path, out: Path) -> None:
     expected, found = results(output_dir(undisturbed)), results(out)
     assert found.keys() == expected.keys()
     assert {name for name in expected if found[name] != expected[name]} == set()
+    assert evaluations(out) == evaluations(output_dir(undisturbed))
     shutil.rmtree(out)
+
+
+def evaluations(run: Path) -> list[tuple[int, float, float]]:
+    """Steps, losses and margins of all evaluations, those before a resume included."""
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    found = [
+        (entry["step"], entry["eval_loss"], entry["eval_rewards/margins"])
+        for entry in history
+        if "eval_loss" in entry and entry["step"] > 0
+    ]
+    assert len(found) == 3
+    return found
 
 
 # 8 updates a round, a checkpoint every 2: within rounds 1, 2 and 3, and where round 3 begins.
