@@ -2,14 +2,16 @@
 
 Data flows one way; read the modules in this order:
 
-=================  ==============================================================
+=================== ==============================================================
 ``config``         the ``sera:`` block as frozen pydantic models, errors as one sentence
 ``checks``         what the host's config and the dataset must look like
 ``schedule``       sizes of rounds, optimizer updates, position of a global step
 ``identity``       example ids (content hashes) and seeds of every random choice
+``offline``        the pairs D: ids, lengths, completions to score
 ``scores``         log-ratios, margins, ensemble with the previous review
 ``selection``      top K of the offline pairs
 ``pairing``        candidates -> best against worst, length penalty, top pairs
+``endings``        how offline answers end, so that sampled ones end alike
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
 ``shards``         finished parts of passes on disk, with checksums, reused by a restart
 ``dealing``        batches dealt to all ranks, a shard written per group (collectives)
@@ -22,6 +24,10 @@ Data flows one way; read the modules in this order:
 ``scaling``        what a run costs in tokens and memory, before it starts
 ``estimate``       that cost for the run at hand, logged before round 1
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
+``artifacts``      fresh pairs as text, the record of a run
+``changes``        what differs between a run and its resumption
+``checkpoints``    checkpoints that a kill left unfinished
+``stopping``       SIGTERM: a checkpoint and an exit code
 ``logs``           loggers
 ``metrics``        what is logged and the table per round
 ``trainer``        the trainer that Axolotl builds
@@ -29,7 +35,7 @@ Data flows one way; read the modules in this order:
 ``preference_data`` loading the pairs through the host, errors as one sentence
 ``plugin``         registration with Axolotl
 ``cli``            ``axolotl sera ...``
-=================  ==============================================================
+=================== ==============================================================
 
 The modules from ``schedule`` to ``rounds`` are pure: they know neither
 torch.distributed nor Axolotl.
