@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import assets
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 
 from sera_plugin.generation import InverseCdfSampler, Prompt, Rollout, Sampler, Sampling
 from sera_plugin.identity import uniforms
@@ -36,21 +37,9 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)  # a model this small only waits for other threads
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return assets.small_llama(
+        VOCABULARY, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None
+    ).eval()
 
 
 def sample(model, prompts=PROMPTS, seed=42, round_number=2, **changes):

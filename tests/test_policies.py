@@ -3,11 +3,11 @@
 import copy
 from types import SimpleNamespace
 
+import assets
 import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.store import RunStore
@@ -16,20 +16,7 @@ INPUT = torch.tensor([[3, 1, 4, 1, 5, 9]])
 
 
 def small_model(dtype=torch.float32, **changes):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        attention_dropout=0.5,
-        **changes,
-    )
-    return LlamaForCausalLM(config).to(dtype)
+    return assets.small_llama(30, attention_dropout=0.5, **changes).to(dtype)
 
 
 def with_adapter(seed=1):

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import assets
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from accelerate import Accelerator
 from conftest import output_dir
 from peft import LoraConfig, get_peft_model
 from test_resume import SHIM
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_plugin import generation, scoring
 from sera_plugin.fingerprint import adapter_weights, fingerprint
@@ -64,21 +64,7 @@ def model(monkeypatch):
 
 
 def tiny_model():
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return assets.small_llama(VOCABULARY, pad_token_id=0, eos_token_id=1, bos_token_id=None).eval()
 
 
 class Stop(Exception):

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import assets
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,6 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_plugin.scoring import Answers, Scorer, inference, plan_batches
 
@@ -26,19 +26,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        attention_dropout=0.5,
-    )
-    return LlamaForCausalLM(config)
+    return assets.small_llama(VOCABULARY, attention_dropout=0.5)
 
 
 class Wrapper(torch.nn.Module):
