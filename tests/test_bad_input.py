@@ -513,5 +513,5 @@ def test_the_command_line_ends_with_the_sentence(
     path = config(**{"base_model": str(weightless), **changes})
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
     last = output.strip().splitlines()[-1]
-    assert last.startswith(f"sera_plugin.config.SeraConfigError: {start_of_sentence}")
+    assert last.startswith(f"sera_plugin.config.parsing.SeraConfigError: {start_of_sentence}")
     assert NO_WEIGHTS not in output

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sera_plugin import metrics, store
 from sera_plugin.checks import _UNSUPPORTED
-from sera_plugin.config import SeraArgs, SeraConfig, _allowed
+from sera_plugin.config import SeraArgs, SeraConfig
 from sera_plugin.pairing import Shortfall
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_row_agrees_with_the_model(key: str) -> None:
     path, field = KEYS[key]
     default, allowed, meaning = SETTINGS[key]
     assert default == f"`{json.dumps(field.default).strip(chr(34))}`"
-    assert allowed == _allowed(path)
+    assert allowed == allowed_at(path)
     assert field.description
     assert meaning == field.description
 

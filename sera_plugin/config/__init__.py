@@ -1,0 +1,19 @@
+"""The ``sera:`` block: frozen pydantic models and errors of one sentence.
+
+``fields`` has the types of values, ``selection`` and ``bootstrap`` the inner blocks, ``block`` the
+whole, and ``parsing`` turns raw YAML into it.
+"""
+
+from sera_plugin.config.block import SeraArgs, SeraConfig
+from sera_plugin.config.bootstrap import BootstrapConfig
+from sera_plugin.config.parsing import SeraConfigError, parse_block
+from sera_plugin.config.selection import SelectionConfig
+
+__all__ = [
+    "BootstrapConfig",
+    "SelectionConfig",
+    "SeraArgs",
+    "SeraConfig",
+    "SeraConfigError",
+    "parse_block",
+]

@@ -1,0 +1,64 @@
+"""The ``sera:`` block as a whole."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from sera_plugin.config.bootstrap import BootstrapConfig
+from sera_plugin.config.fields import Block, Count, Float
+from sera_plugin.config.selection import SelectionConfig
+
+
+class SeraConfig(Block):
+    """The ``sera:`` block."""
+
+    warmup_rounds: Count = Field(
+        default=1, ge=1, description="Rounds (epochs) on all of D before the first review."
+    )
+    ensemble: Float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="γ, the weight of the previous review's margins; no effect at the first "
+        "review.",
+    )
+    selection: SelectionConfig = Field(
+        default_factory=SelectionConfig, description="Which offline pairs a reviewed round keeps."
+    )
+    bootstrap: BootstrapConfig = Field(
+        default_factory=BootstrapConfig, description="New pairs from the policy's own answers."
+    )
+    max_set_aside: Float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Share of the pairs that may be set aside because their log-probs are not "
+        "finite numbers; above it the run stops.",
+    )
+    reference: Literal["fixed", "previous"] = Field(
+        default="fixed",
+        description="`fixed`: the model the run starts from; `previous`: the policy of the "
+        "previous round, from the first reviewed round on.",
+    )
+
+    @model_validator(mode="after")
+    def _one_history(self) -> SeraConfig:
+        if self.bootstrap.ensemble and self.reference == "previous":
+            raise ValueError(
+                "sera.bootstrap.ensemble: true can't be combined with sera.reference: previous, "
+                "because the earlier policy's own reference is no longer at hand; set one of them "
+                "to its default (false, fixed)."
+            )
+        return self
+
+
+class SeraArgs(BaseModel):
+    """Mixin for Axolotl's input schema."""
+
+    sera: SeraConfig | bool | None = Field(
+        default=None,
+        description="SeRA: review and renew the preference data between rounds. `true` means all "
+        "defaults, `false` or no block means off.",
+    )

@@ -1,0 +1,71 @@
+"""The ``sera.bootstrap`` block."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sera_plugin.config.fields import Block, Count, Float, Int
+
+
+class BootstrapConfig(Block):
+    """Bootstrapping: new pairs from the policy's own answers."""
+
+    fraction: Float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Bootstrapped pairs per reviewed round, relative to |D|; 0 switches "
+        "bootstrapping off.",
+    )
+    num_candidates: Int = Field(
+        default=4, ge=1, le=1024, description="Answers sampled per prompt from the current policy."
+    )
+    prompts: Float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Share of |D| whose prompts are sampled before the best pairs are kept.",
+    )
+    pool: Literal["policy_and_offline", "policy"] = Field(
+        default="policy_and_offline",
+        description="Which answers of a prompt compete: the sampled ones with the offline ones, or "
+        "the sampled ones alone.",
+    )
+    temperature: Float = Field(
+        default=0.7, ge=0, le=100, description="Sampling temperature; 0 is greedy decoding."
+    )
+    top_p: Float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling mass.")
+    max_new_tokens: Count = Field(
+        default=512,
+        ge=1,
+        description="Most tokens sampled per answer; prompt and answer always fit `sequence_len`.",
+    )
+    length_penalty: Float | Literal["auto"] = Field(
+        default=0.0,
+        description="α in the ranking reward r − α·|y|, |y| in tokens; `auto` chooses α so that "
+        "chosen and rejected have equal mean length.",
+    )
+    ensemble: bool = Field(
+        default=False,
+        description="Mix the previous review's policy into the rewards of sampled answers as well, "
+        "with the weight `sera.ensemble`; keeps a frozen copy of the trainable weights in host "
+        "memory.",
+    )
+
+    gather: Literal["auto"] | bool = Field(
+        default="auto",
+        description="DeepSpeed ZeRO-3 only: gather all weights on every rank while sampling; "
+        "`auto` does so where they take at most 60% of the free memory.",
+    )
+
+    @model_validator(mode="after")
+    def _prompts_cover_fraction(self) -> BootstrapConfig:
+        if self.fraction > self.prompts:
+            raise ValueError(
+                f"sera.bootstrap.prompts: {self.prompts} is below sera.bootstrap.fraction: "
+                f"{self.fraction}; a prompt gives at most one pair, so it must be at least as "
+                "large."
+            )
+        return self

@@ -1,0 +1,26 @@
+"""Types of values, and what all blocks of keys share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
+MOST = 2**31 - 1
+Int = Annotated[int, Field(strict=True), BeforeValidator(_not_bool)]
+# Pydantic drops one of two bounds of a kind, so a field with an upper bound of its own takes Int.
+Count = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_bool)]
+
+
+class Block(BaseModel):
+    """A block of keys: frozen, and any other key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

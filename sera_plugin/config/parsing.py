@@ -1,0 +1,143 @@
+"""From the raw ``sera:`` value to the frozen config, with errors of one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from sera_plugin.config.block import SeraConfig
+
+
+class SeraConfigError(ValueError):
+    """A config or dataset that SeRA can't work with; the message is one sentence."""
+
+
+def parse_block(raw: Any) -> SeraConfig | None:
+    """Parse the raw value of ``sera:``.
+
+    Returns:
+        The config, or None when SeRA is off (no block, null or false).
+
+    Raises:
+        SeraConfigError: one sentence naming the key, the value and what is allowed.
+    """
+    if raw is None or raw is False:
+        return None
+    if raw is True:
+        return SeraConfig()
+    if not isinstance(raw, dict):
+        raise SeraConfigError(
+            f"sera: {_show(raw)} is not allowed; write a block of keys, true or false."
+        )
+    try:
+        return SeraConfig.model_validate(_plain(raw))
+    except ValidationError as error:
+        raise SeraConfigError(_sentence(error)) from None
+
+
+def _plain(value: Any, path: str = "sera", levels: int = 2) -> Any:
+    """The value without nulls, as deep as there are blocks."""
+    if not isinstance(value, dict) or levels == 0:
+        return value
+    for key in value:
+        if not isinstance(key, str) or not key.isprintable():
+            raise SeraConfigError(f"{path}: {_show(key)} is not a key of SeRA; keys are words.")
+    return {k: _plain(v, f"{path}.{k}", levels - 1) for k, v in value.items() if v is not None}
+
+
+def _show(value: Any, limit: int = 80) -> str:
+    try:
+        text = ascii(value) if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # more digits or levels than Python writes out
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
+    model: type[BaseModel] = SeraConfig
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = _block_of(field.annotation) if field else None
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _block_of(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, alone or as one branch of a union."""
+    for branch in get_args(annotation) or (annotation,):
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            return branch
+    return None
+
+
+def allowed_at(path: tuple[str | int, ...]) -> str:
+    """What the key at this path may hold, in words."""
+    model = _model_at(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model and path else None
+    if model is None or field is None:
+        return "a block of keys"
+    schema = model.model_json_schema()["properties"][str(path[-1])]
+    if "allowed" in schema:
+        return str(schema["allowed"])
+    options = schema.get("anyOf", [schema])
+    return " or ".join(dict.fromkeys(_describe(option, schema) for option in options))
+
+
+def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
+    if "const" in option:
+        return str(option["const"])
+    if "enum" in option:
+        return " or ".join(str(value) for value in option["enum"])
+    if "$ref" in option:
+        return "a block of keys"
+    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+    text = names.get(option.get("type", ""), option.get("type", "a value"))
+    bounds = {**outer, **option}
+    limits = [
+        f"{word} {bounds[key]:.10g}"
+        for key, word in (
+            ("minimum", "from"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "up to"),
+            ("exclusiveMaximum", "below"),
+        )
+        if key in bounds
+    ]
+    return " ".join([text, *limits])
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error" and str(first["ctx"]["error"]).startswith("sera."):
+        return str(first["ctx"]["error"])
+    path = _key_path(first["loc"])
+    key = ".".join(["sera", *(_show(p).strip("'") for p in path)])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: {_show(first['input'])} is not a key of SeRA; {_hint(path)}"
+    return f"{key}: {_show(first['input'])} is not allowed; it must be {allowed_at(path)}."
+
+
+def _key_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The YAML path: pydantic appends the branch of a union, as `int` or `function-before[...]`."""
+    for end in range(len(location), 0, -1):
+        model = _model_at(location[: end - 1])
+        if model is not None and (location[end - 1] in model.model_fields or end == len(location)):
+            return location[:end]
+    return location
+
+
+def _hint(path: tuple[str | int, ...]) -> str:
+    here = _model_at(path[:-1]) or SeraConfig
+    inner = {f"{n}.": _block_of(f.annotation) for n, f in SeraConfig.model_fields.items()}
+    blocks = {"": SeraConfig} | {prefix: model for prefix, model in inner.items() if model}
+    everywhere = {name: prefix for prefix, model in blocks.items() for name in model.model_fields}
+    for names in (list(here.model_fields), list(everywhere)):
+        close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.6)
+        if close:
+            prefix = "" if close[0] in here.model_fields else f"sera.{everywhere[close[0]]}"
+            return f"did you mean {prefix}{close[0]}?"
+    return f"allowed are {', '.join(here.model_fields)}."
