@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from sera_plugin import metrics, store
 from sera_plugin.checks import _UNSUPPORTED
 from sera_plugin.config import SeraArgs, SeraConfig
+from sera_plugin.config.parsing import allowed_at
 from sera_plugin.pairing import Shortfall
 
 ROOT = Path(__file__).parents[1]
