@@ -24,6 +24,7 @@ Data flows one way; read the modules in this order:
 ``scaling``        what a run costs in tokens and memory, before it starts
 ``estimate``       that cost for the run at hand, logged before round 1
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
+``records``        the texts of D and the host's log, for reports and exports
 ``artifacts``      fresh pairs as text, the record of a run
 ``changes``        what differs between a run and its resumption
 ``checkpoints``    checkpoints that a kill left unfinished
@@ -41,16 +42,29 @@ The modules from ``schedule`` to ``rounds`` are pure: they know neither
 torch.distributed nor Axolotl.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sera_plugin.version import __version__
 
-try:
+if TYPE_CHECKING:
     from sera_plugin.plugin import SeRAPlugin
-except ImportError as error:
-    # Axolotl swallows an ImportError of a plugin and would silently train plain DPO.
-    raise RuntimeError(
-        f"sera_plugin can't start because {error.name or 'a dependency'} can't be imported "
-        f"({error}); install its dependencies with `pip install sera_plugin` in the environment "
-        "that runs axolotl."
-    ) from error
 
 __all__ = ["SeRAPlugin", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the plugin when it is asked for: commands that only read files start without it."""
+    if name != "SeRAPlugin":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from sera_plugin.plugin import SeRAPlugin
+    except ImportError as error:
+        # Axolotl swallows an ImportError of a plugin and would silently train plain DPO.
+        raise RuntimeError(
+            f"sera_plugin can't start because {error.name or 'a dependency'} can't be imported "
+            f"({error}); install its dependencies with `pip install sera_plugin` in the "
+            "environment that runs axolotl."
+        ) from error
+    return SeRAPlugin

@@ -24,6 +24,7 @@ from sera_plugin.logs import logger
 from sera_plugin.metrics import review_metrics, table_text
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.records import write_log, write_pairs
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.schedule import Batching, Schedule, plan
@@ -45,7 +46,8 @@ class SeRATrainer(RoundTrainer):
     eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        config = parse_block(_as_dict(plugin_config().sera))
+        block = plugin_config().sera
+        config = parse_block(block.to_dict() if hasattr(block, "to_dict") else block)
         if config is None:
             raise RuntimeError("SeRATrainer needs a `sera:` block in the config.")
         self.sera = config
@@ -120,6 +122,8 @@ class SeRATrainer(RoundTrainer):
             if moved:
                 LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
             self.store.write_run(settings)
+        if self.accelerator.is_main_process:
+            write_pairs(self.store.root, self.pairs, self._tokenizer)
 
     def _sampling(self, budget: int) -> Sampling:
         settings, tokenizer = self.sera.bootstrap, self._tokenizer
@@ -285,16 +289,11 @@ class SeRATrainer(RoundTrainer):
             self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})
         self.summaries[-1]["seconds_training"] = seconds
         speed = (self._total_train_tokens - self.tokens_before) / max(seconds, 1e-9)
-        self.log_metrics_of_round(
-            {"sera/seconds_training": seconds, "sera/tokens_per_second_training": speed}
-        )
+        more = {"seconds_training": seconds, "tokens_per_second_training": speed}
+        self.log_metrics_of_round({f"sera/{name}": value for name, value in more.items()})
         if self.accelerator.is_main_process:
-            more = {name: self.summaries[-1][name] for name in ("kept", "seconds_training")}
-            self.store.update_summary(number, more)
+            self.store.update_summary(number, more | {"kept": self.summaries[-1]["kept"]})
+            write_log(self.store.root, self.state.log_history)
             if number == self.schedule.last_round:
                 self.store.drop_all_work()
                 LOG.info("SeRA is done\n%s", table_text(self.summaries))
-
-
-def _as_dict(block: Any) -> Any:
-    return block.to_dict() if hasattr(block, "to_dict") else block
