@@ -23,6 +23,8 @@ Data flows one way; read the modules in this order:
 ``review``         one review: scoring -> selection -> bootstrap -> round
 ``scaling``        what a run costs in tokens and memory, before it starts
 ``estimate``       that cost for the run at hand, logged before round 1
+``files``          files that appear whole, checksums
+``tables``         a reviewed round as files, and back
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``records``        the texts of D and the host's log, for reports and exports
 ``artifacts``      fresh pairs as text, the record of a run

@@ -28,7 +28,7 @@ from sera_plugin.schedule import RoundSize, share_of
 from sera_plugin.scores import PairLogps, ensemble
 from sera_plugin.scoring import Answers, Phase, Scorer, phase_of
 from sera_plugin.shards import round_label
-from sera_plugin.store import ReviewTable
+from sera_plugin.tables import ReviewTable
 
 
 @dataclass(frozen=True)

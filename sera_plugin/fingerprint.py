@@ -44,7 +44,7 @@ def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] 
         digest.update(name.encode())
         for piece in _pieces(tensor):
             digest.update(f"\0{piece.dtype}{tuple(piece.shape)}\0".encode())
-            digest.update(_content(piece))
+            digest.update(content_of(piece))
     shares = dict.fromkeys(gather_object([digest.hexdigest()]))
     return hashlib.blake2b("".join(shares).encode(), digest_size=16).hexdigest()
 
@@ -108,7 +108,7 @@ def _pieces(tensor: Any) -> Iterator[torch.Tensor]:
             yield part
 
 
-def _content(tensor: torch.Tensor) -> Any:
+def content_of(tensor: torch.Tensor) -> Any:
     """The bytes of a tensor; random ones if it is on disk or nowhere, so that no key matches."""
     status = getattr(tensor, "status", None)  # of ZeRO-3's shares
     if tensor.is_meta or (status is not None and status.name != "AVAILABLE"):

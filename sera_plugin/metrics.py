@@ -16,7 +16,7 @@ from sera_plugin.review import Review
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Phase
 from sera_plugin.selection import overlap
-from sera_plugin.store import ReviewTable
+from sera_plugin.tables import ReviewTable
 
 QUANTILES = (5, 25, 50, 75, 95)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,10 +13,12 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from sera_plugin.fingerprint import adapter_weights, fingerprint
+from sera_plugin.files import StoreError, explained, put_in_place, what_happened
+from sera_plugin.fingerprint import adapter_weights, content_of, fingerprint
 from sera_plugin.host import (
     disable_gradient_checkpointing,
     gathered_weights,
@@ -26,6 +30,8 @@ from sera_plugin.scoring import Forward, inference
 from sera_plugin.shards import Origin
 
 LOG = logger(__name__)
+
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
@@ -73,15 +79,48 @@ class Snapshot:
             parameters[name].copy_(value)
 
     def save(self, path: Path) -> None:
-        """Write the weights as safetensors; the file appears whole or not at all."""
-        building = path.with_name(path.name + ".tmp")
-        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, building)
-        building.replace(path)
+        """Write the weights as safetensors with a checksum in its metadata, whole or not at all.
+
+        Raises:
+            StoreError: if the file can't be written.
+        """
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+        with explained(path):
+            try:
+                save_file(tensors, temporary, metadata={_CHECKSUM: self._checksum()})
+            except SafetensorError as error:  # what it makes of an OSError
+                raise OSError(str(error)) from error
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            put_in_place(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
-        """Read weights that ``save`` wrote."""
-        return cls(load_file(path))
+        """Read weights that ``save`` wrote.
+
+        Raises:
+            StoreError: if the file is missing or is not what was written.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = (file.metadata() or {}).get(_CHECKSUM)
+                snapshot = cls({name: file.get_tensor(name) for name in file.offset_keys()})
+            if snapshot._checksum() != stored:
+                raise ValueError("its content doesn't match its checksum")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StoreError(
+                f"can't resume: {path} {what_happened(error)}; restore it, or resume from an "
+                "earlier checkpoint, from which it is made anew."
+            ) from error
+        return snapshot
+
+    def _checksum(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name}\0{tensor.dtype}{tuple(tensor.shape)}\0".encode())
+            digest.update(content_of(tensor))
+        return digest.hexdigest()
 
 
 class Policies:

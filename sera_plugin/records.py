@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.files import explained, put_in_place, write_whole
 from sera_plugin.offline import OfflinePairs
-from sera_plugin.store import explained
 
 PAIRS_FILE = "pairs.parquet"
 LOG_FILE = "log.json"
@@ -45,7 +45,7 @@ def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenize
     final = folder / PAIRS_FILE
     if final.exists():
         return
-    building = final.with_name(PAIRS_FILE + ".tmp")
+    building = final.with_name(f".{PAIRS_FILE}.tmp")
     with explained(final):
         with open(building, "wb") as file:
             with pq.ParquetWriter(file, PAIRS, compression="zstd") as writer:
@@ -53,7 +53,7 @@ def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenize
                     writer.write_batch(batch)
             file.flush()
             os.fsync(file.fileno())
-        building.replace(final)
+        put_in_place(building, final)
 
 
 def write_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -63,10 +63,8 @@ def write_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
         StoreError: if the file can't be written.
     """
     final = folder / LOG_FILE
-    building = final.with_name(LOG_FILE + ".tmp")
     with explained(final):
-        building.write_text(json.dumps(list(history)), encoding="utf-8")
-        building.replace(final)
+        write_whole(final, json.dumps(list(history)).encode())
 
 
 def _batches(pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[pa.RecordBatch]:

@@ -18,7 +18,7 @@ from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
 from sera_plugin.scoring import Phase, Scorer, phase_of
 from sera_plugin.selection import check_numbers, rank, select_top, set_aside
 from sera_plugin.shards import REFERENCE, round_label
-from sera_plugin.store import ReviewTable
+from sera_plugin.tables import ReviewTable
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.files import put_in_place, write_synced
 from sera_plugin.logs import logger
 from sera_plugin.version import __version__
 
@@ -143,13 +144,5 @@ def _number(path: Path) -> int:
 
 def _write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name("shard.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_synced(temporary, content)
+    put_in_place(temporary, path)

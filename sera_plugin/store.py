@@ -7,106 +7,30 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from sera_plugin.rounds import RoundRow
-from sera_plugin.scores import PairLogps
+from sera_plugin.files import (
+    StoreError,
+    checksum,
+    explained,
+    put_in_place,
+    sealed,
+    sync_folder,
+    unseal,
+    what_happened,
+    write_synced,
+    write_whole,
+)
+from sera_plugin.logs import logger
 from sera_plugin.shards import round_label
+from sera_plugin.tables import NEEDED, RoundRecord, read_record, round_files
 
+LOG = logger(__name__)
 
-@dataclass(frozen=True)
-class ReviewTable:
-    """What a review found for every offline pair; arrays of shape (n,).
-
-    Attributes:
-        ids: example ids.
-        policy: log-probs under the reviewing policy.
-        ratios: log πθ/πref of both answers.
-        margin: m, this review's own margins.
-        ensembled: m̃, mixed with the previous review's margins.
-        kept: mask of the top K.
-    """
-
-    ids: tuple[str, ...]
-    policy: PairLogps
-    ratios: PairLogps
-    margin: np.ndarray
-    ensembled: np.ndarray
-    kept: np.ndarray
-
-    def to_arrow(self) -> pa.Table:
-        return pa.table(
-            {
-                "example_id": list(self.ids),
-                "policy_chosen_logp": self.policy.chosen,
-                "policy_rejected_logp": self.policy.rejected,
-                "chosen_log_ratio": self.ratios.chosen,
-                "rejected_log_ratio": self.ratios.rejected,
-                "margin": self.margin,
-                "ensembled_margin": self.ensembled,
-                "kept": self.kept,
-            }
-        )
-
-    @classmethod
-    def from_arrow(cls, table: pa.Table) -> ReviewTable:
-        columns = {
-            name: table.column(name).to_numpy()
-            for name in table.column_names
-            if name != "example_id"
-        }
-        ids = tuple(table.column("example_id").to_pylist())
-        return cls(
-            ids,
-            PairLogps(ids, columns["policy_chosen_logp"], columns["policy_rejected_logp"]),
-            PairLogps(ids, columns["chosen_log_ratio"], columns["rejected_log_ratio"]),
-            columns["margin"],
-            columns["ensembled_margin"],
-            columns["kept"].astype(bool),
-        )
-
-
-_ROWS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("example_id", pa.string()),
-        ("chosen_ids", pa.list_(pa.int64())),
-        ("rejected_ids", pa.list_(pa.int64())),
-        ("ref_chosen_logp", pa.float64()),
-        ("ref_rejected_logp", pa.float64()),
-    ]
-)
-
-
-_CANDIDATES = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("source", pa.string()),
-        ("finished", pa.bool_()),
-        ("token_ids", pa.list_(pa.int64())),
-        ("policy_logp", pa.float64()),
-        ("reference_logp", pa.float64()),
-        ("log_ratio", pa.float64()),
-        ("reward", pa.float64()),
-        ("in_round", pa.bool_()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A reviewed round as it is stored."""
-
-    table: ReviewTable
-    rows: list[RoundRow]
+MANIFEST = "manifest.json"
+"""Written last into a round's folder: the checksums of its other files."""
 
 
 class RunStore:
@@ -130,25 +54,38 @@ class RunStore:
             Where the earlier run's artifacts are now, or None if there were none.
         """
         moved = None
-        if self.root.exists() and any(self.root.iterdir()):
-            names = (self.root.with_name(f"sera-earlier-{n}") for n in itertools.count(1))
-            moved = next(path for path in names if not path.exists())
-            self.root.rename(moved)
-        self.root.mkdir(parents=True, exist_ok=True)
+        with explained(self.root):
+            if self.root.exists() and any(self.root.iterdir()):
+                names = (self.root.with_name(f"sera-earlier-{n}") for n in itertools.count(1))
+                moved = next(path for path in names if not path.exists())
+                put_in_place(self.root, moved)
+            self.root.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.root.parent)
         return moved
 
     def write_run(self, settings: Mapping[str, Any]) -> None:
-        """Write ``run.json``: what the run was started with."""
-        with explained(self.root / "run.json"):
+        """Write ``run.json``: what the run was started with, and a checksum of that."""
+        path = self.root / "run.json"
+        with explained(path):
             self.root.mkdir(parents=True, exist_ok=True)
-            temporary = self.root / "run.json.tmp"
-            _write_text(temporary, json.dumps(settings, indent=2))
-            temporary.replace(self.root / "run.json")
+            write_whole(path, sealed(settings))
 
     def read_run(self) -> dict[str, Any] | None:
-        """``run.json``, or None if it is not there."""
+        """What ``write_run`` was given, or None if there are no artifacts at all.
+
+        Raises:
+            StoreError: if there are, and ``run.json`` is missing or is not what was written.
+        """
         path = self.root / "run.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            if not self.root.exists() or not any(self.root.iterdir()):
+                return None
+            return unseal(path)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"can't resume: {path} {what_happened(error)}; restore it, or start anew without "
+                "resume_from_checkpoint."
+            ) from error
 
     def write_round(
         self,
@@ -165,39 +102,42 @@ class RunStore:
             record: what training and a resume need.
             fresh: bootstrapped pairs as text.
             summary: metrics of the review.
-            candidates: every answer that competed, with the columns of ``_CANDIDATES``.
+            candidates: every answer that competed, with the columns of ``tables.CANDIDATES``.
         """
         final = self.round_dir(number)
         with explained(final):
-            self._write_round(final, record, fresh, summary, candidates)
+            self._write_round(number, record, fresh, summary, candidates)
         return final
 
     def _write_round(
         self,
-        final: Path,
+        number: int,
         record: RoundRecord,
         fresh: Iterable[Mapping[str, Any]],
         summary: Mapping[str, Any],
         candidates: Iterable[Mapping[str, Any]],
     ) -> None:
-        building = final.with_name(final.name + ".tmp")
+        final = self.round_dir(number)
+        building = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        _write_table(building / "margins.parquet", record.table.to_arrow())
-        rows = [asdict(row) for row in record.rows]
-        _write_table(building / "rows.parquet", pa.Table.from_pylist(rows, schema=_ROWS))
-        table = pa.Table.from_pylist(list(candidates), schema=_CANDIDATES)
-        _write_table(building / "candidates.parquet", table)
-        lines = "".join(json.dumps(pair) + "\n" for pair in fresh)
-        _write_text(building / "bootstrapped.jsonl", lines)
-        _write_text(building / "summary.json", _json(summary))
-        replaced = final.with_name(final.name + ".replaced")
+        contents = round_files(record, fresh, candidates)
+        for name, content in contents.items():
+            write_synced(building / name, content)
+        write_synced(building / "summary.json", _json(summary))
+        sums = {name: checksum(content) for name, content in contents.items()}
+        write_synced(building / MANIFEST, sealed({"round": number, "files": sums}))
+        sync_folder(building)
+        replaced = self._replaced(final)
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
             final.rename(replaced)
-        building.rename(final)
-        _sync(final.parent)
+        put_in_place(building, final)
         shutil.rmtree(replaced, ignore_errors=True)
+
+    @staticmethod
+    def _replaced(final: Path) -> Path:
+        return final.with_name(f".{final.name}.replaced")
 
     def drop_work(self, number: int) -> None:
         """Delete the finished shards of the rounds up to ``number``, which are not needed again.
@@ -215,81 +155,97 @@ class RunStore:
     def update_summary(self, number: int, more: Mapping[str, Any]) -> None:
         """Add to the summary of a round, which is created if the round was not reviewed."""
         path = self.round_dir(number) / "summary.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        summary = json.loads(path.read_text()) if path.exists() else {"round": number}
-        temporary = path.with_suffix(".tmp")
-        _write_text(temporary, _json({**summary, **more}))
-        temporary.replace(path)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            summary = _read_summary(path) if path.exists() else None
+            write_whole(path, _json({**(summary or {"round": number}), **more}))
 
     def read_summaries(self, last: int) -> list[dict[str, float]]:
-        """Numbers of the stored rounds up to ``last``, for the table of a resumed run."""
-        paths = [self.round_dir(number) / "summary.json" for number in range(1, last + 1)]
-        stored = [json.loads(path.read_text()) for path in paths if path.exists()]
-        return [{k: v for k, v in summary.items() if v is not None} for summary in stored]
+        """Numbers of the rounds up to ``last``, for the table of a resumed run.
+
+        A round whose summary can't be read has its number alone.
+        """
+        found = []
+        for number in range(1, last + 1):
+            path = self.round_dir(number) / "summary.json"
+            summary = (_read_summary(path) if path.exists() else None) or {"round": float(number)}
+            found.append({k: v for k, v in summary.items() if v is not None})
+        return found
 
     def read_round(self, number: int) -> RoundRecord | None:
-        """A stored reviewed round, or None if its folder is not there."""
+        """A stored reviewed round, or None if it is not there.
+
+        Raises:
+            StoreError: if a file that is needed is missing or is not what was written.
+        """
         folder = self.round_dir(number)
-        if not (folder / "rows.parquet").exists():
+        if not folder.exists() and self._replaced(folder).exists():
+            put_in_place(self._replaced(folder), folder)  # killed between two renames
+        if not any((folder / name).exists() for name in (MANIFEST, *NEEDED)):
             return None
-        names = [field.name for field in fields(RoundRow)]
-        rows = [
-            RoundRow(**{name: _frozen(row[name]) for name in names})
-            for row in pq.read_table(folder / "rows.parquet").to_pylist()
-        ]
-        return RoundRecord(ReviewTable.from_arrow(pq.read_table(folder / "margins.parquet")), rows)
+        sums = self._manifest(number)
+        files = {name: _intact(folder / name, sums, number) for name in NEEDED}
+        for name in sums:
+            if name not in NEEDED:
+                _warn_if_damaged(folder / name, sums)
+        return read_record(files)
+
+    def _manifest(self, number: int) -> dict[str, str]:
+        path = self.round_dir(number) / MANIFEST
+        try:
+            manifest = unseal(path)
+            if manifest["round"] != number:
+                raise ValueError(f"it belongs to round {manifest['round']}")
+            return manifest["files"]
+        except (OSError, ValueError) as error:
+            raise _unusable(path, error, number) from error
 
 
-class StoreError(RuntimeError):
-    """Artifacts can't be written; the message is one sentence."""
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an operating system's error while writing ``path`` into a sentence.
-
-    Raises:
-        StoreError: in place of an ``OSError``, which is its cause.
-    """
+def _intact(path: Path, sums: Mapping[str, str], number: int) -> bytes:
     try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{path} can't be written ({error.strerror or error}); make room or set another "
-            "output_dir, then resume from the last checkpoint."
-        ) from error
+        return _checked(path, sums)
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error, number) from error
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def _warn_if_damaged(path: Path, sums: Mapping[str, str]) -> None:
+    try:
+        _checked(path, sums)
+    except (OSError, ValueError) as error:
+        LOG.warning(
+            "%s %s; the run goes on, as it doesn't need this file.", path, what_happened(error)
+        )
+
+
+def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
+    content = path.read_bytes()
+    if checksum(content) != sums.get(path.name):
+        raise ValueError(f"its content doesn't match {MANIFEST}")
+    return content
+
+
+def _unusable(path: Path, error: Exception, number: int) -> StoreError:
+    return StoreError(
+        f"can't resume: {path} {what_happened(error)}; restore it, or resume from a checkpoint of "
+        f"round {number - 1}, from which round {number} is made anew."
+    )
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    try:
+        summary = json.loads(path.read_bytes())
+        if isinstance(summary, dict):
+            return summary
+        raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        LOG.warning("%s %s; its numbers are missing below.", path, what_happened(error))
+        return None
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
     """JSON that strict readers accept: numbers that are not finite become null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-    return json.dumps(finite, indent=2, allow_nan=False)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with open(path, "wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return json.dumps(finite, indent=2, allow_nan=False).encode()

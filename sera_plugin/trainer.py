@@ -32,7 +32,8 @@ from sera_plugin.scores import PairLogps, log_ratios
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.stopping import EXIT_CODE, StopOnSignal
-from sera_plugin.store import ReviewTable, RoundRecord, RunStore
+from sera_plugin.store import RunStore
+from sera_plugin.tables import ReviewTable, RoundRecord
 
 LOG = logger(__name__)
 
@@ -292,7 +293,7 @@ class SeRATrainer(RoundTrainer):
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
         self.log_metrics_of_round({f"sera/{name}": value for name, value in more.items()})
         if self.accelerator.is_main_process:
-            self.store.update_summary(number, more | {"kept": self.summaries[-1]["kept"]})
+            self.store.update_summary(number, self.summaries[-1] | more)
             write_log(self.store.root, self.state.log_history)
             if number == self.schedule.last_round:
                 self.store.drop_all_work()

@@ -14,7 +14,7 @@ from sera_plugin.rounds import Composition
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Phase
-from sera_plugin.store import ReviewTable
+from sera_plugin.tables import ReviewTable
 
 IDS = ("a", "b", "c", "d")
 

@@ -1,6 +1,8 @@
 """Snapshots give back every byte, and each model of a run scores as what it is."""
 
 import copy
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import assets
@@ -8,7 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from sera_plugin.files import StoreError
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.store import RunStore
 
@@ -131,6 +135,62 @@ def test_a_snapshot_can_be_stored(kind, tmp_path):
     for name, tensor in snapshot.weights.items():
         assert loaded.weights[name].dtype == tensor.dtype
         assert torch.equal(loaded.weights[name], tensor)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
+
+
+def test_a_snapshot_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (done.append(str(to)), replace(path, to))[1]
+    )
+    path = tmp_path / "policy.safetensors"
+    Snapshot.take(small_model()).save(path)
+    assert done == [str(tmp_path / ".policy.safetensors.tmp"), str(path), str(tmp_path)]
+
+
+def test_a_snapshot_that_cant_be_stored_is_one_sentence(tmp_path):
+    path = tmp_path / "a file" / "policy.safetensors"
+    path.parent.write_text("in the way")
+    with pytest.raises(StoreError, match=r"can't be written \(.*Not a directory"):
+        Snapshot.take(small_model()).save(path)
+
+
+def flip(path, where):
+    content = bytearray(path.read_bytes())
+    content[where(content)] ^= 1
+    path.write_bytes(content)
+
+
+SNAPSHOT_DAMAGE = {
+    "a weight": lambda path: flip(path, lambda content: len(content) - 9),
+    "the name of a weight": lambda path: flip(path, lambda content: content.index(b"lm_head")),
+    "the dtype": lambda path: path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"')),
+    "the checksum": lambda path: flip(path, lambda content: content.index(b"sha256") + 10),
+    "no checksum": lambda path: save_file(load_file(path), path),
+    "the length of the header": lambda path: flip(path, lambda content: 1),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", SNAPSHOT_DAMAGE)
+def test_a_damaged_snapshot_is_never_used(tmp_path, damage):
+    path = tmp_path / "policy-02.safetensors"
+    Snapshot.take(small_model()).save(path)
+    before = path.read_bytes()
+    SNAPSHOT_DAMAGE[damage](path)
+    assert not path.exists() or path.read_bytes() != before
+    with pytest.raises(StoreError) as caught:
+        Snapshot.load(path)
+    text = str(caught.value)
+    assert text.startswith(f"can't resume: {path} is ")
+    assert text.endswith("or resume from an earlier checkpoint, from which it is made anew.")
+    assert "\n" not in text
 
 
 def policies_of(model, ref_model=None, fsdp=False):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sera_plugin import metrics, store
+from sera_plugin import metrics, tables
 from sera_plugin.checks import _UNSUPPORTED
 from sera_plugin.config import SeraArgs, SeraConfig
 from sera_plugin.config.parsing import allowed_at
@@ -100,10 +100,10 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
 def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
     listed = named([r[0] for r in table_after(f"`{file}.parquet`:")])
     if file == "margins":
-        source = Path(store.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
+        source = Path(tables.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
         columns = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
     else:
-        columns = set({"rows": store._ROWS, "candidates": store._CANDIDATES}[file].names)
+        columns = set({"rows": tables.ROWS, "candidates": tables.CANDIDATES}[file].names)
     assert listed == columns
 
 

@@ -13,8 +13,8 @@ import pytest
 from datasets import Dataset
 
 from sera_plugin import records
+from sera_plugin.files import StoreError
 from sera_plugin.offline import OfflinePairs
-from sera_plugin.store import StoreError
 
 
 class Letters:

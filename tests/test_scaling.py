@@ -33,7 +33,7 @@ from sera_plugin.scaling import (
 from sera_plugin.schedule import Batching, share_of
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import plan_batches
-from sera_plugin.store import ReviewTable, RoundRecord
+from sera_plugin.tables import ReviewTable, RoundRecord
 
 ROOT = Path(__file__).parents[1]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")

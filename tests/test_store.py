@@ -1,9 +1,14 @@
 """Artifacts: what is written reads back equal, and nothing is lost or left half done."""
 
+import contextlib
 import errno
 import json
+import math
 import os
+import re
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from sera_plugin import store as store_module
+from sera_plugin.files import StoreError
 from sera_plugin.rounds import RoundRow
 from sera_plugin.scores import PairLogps
-from sera_plugin.store import ReviewTable, RoundRecord, RunStore, StoreError
+from sera_plugin.store import MANIFEST, RunStore
+from sera_plugin.tables import ReviewTable, RoundRecord
 
 NUMBERS = [field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled")]
 
@@ -228,10 +236,9 @@ def test_run_settings_read_back(tmp_path):
     store = RunStore(tmp_path)
     store.write_run({"seed": 1})
     store.write_run({"seed": 2, "sera": {"ensemble": 0.3}})
-    assert json.loads((store.root / "run.json").read_text()) == {
-        "seed": 2,
-        "sera": {"ensemble": 0.3},
-    }
+    found = json.loads((store.root / "run.json").read_text())
+    assert found.pop("sha256")
+    assert found == store.read_run() == {"seed": 2, "sera": {"ensemble": 0.3}}
     assert [path.name for path in store.root.iterdir()] == ["run.json"]
 
 
@@ -276,3 +283,220 @@ def test_a_full_or_read_only_disk_is_one_sentence(tmp_path):
     (blocked / "sera").write_text("in the way")
     with pytest.raises(StoreError, match=r"sera/run.json can't be written \("):
         RunStore(blocked).write_run({})
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the module warns of."""
+    found = []
+    monkeypatch.setattr(
+        store_module.LOG, "warning", lambda text, *values: found.append(text % values)
+    )
+    return found
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def deleted(path):
+    path.unlink()
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = [truncated, emptied, flipped, deleted, a_folder]
+WHAT = r"(is missing|is damaged \(.+\)|can't be read \(.+\))"
+
+
+def assert_one_sentence(text):
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert not re.search(r"[.?!] +[A-Z]", text), text
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["margins.parquet", "rows.parquet", MANIFEST])
+def test_a_damaged_round_is_never_read(tmp_path, warnings, name, damage):
+    store = RunStore(tmp_path)
+    folder = store.write_round(3, RECORD, [{"prompt": "a"}], {"round": 3})
+    damage(folder / name)
+    with pytest.raises(StoreError) as caught:
+        store.read_round(3)
+    text = str(caught.value)
+    assert re.fullmatch(
+        rf"can't resume: {folder}/{name} {WHAT}; restore it, or resume from a checkpoint of round "
+        "2, from which round 3 is made anew.",
+        text,
+    )
+    assert_one_sentence(text)
+    assert not warnings
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["candidates.parquet", "bootstrapped.jsonl"])
+def test_damage_to_what_the_run_does_not_need_is_told(tmp_path, warnings, name, damage):
+    store = RunStore(tmp_path)
+    folder = store.write_round(3, RECORD, [{"prompt": "a"}], {"round": 3})
+    damage(folder / name)
+    assert_equal(store.read_round(3), RECORD)
+    assert len(warnings) == 1
+    assert re.fullmatch(rf"{folder}/{name} {WHAT}; the run goes on, .*", warnings[0])
+
+
+def test_every_file_of_a_round_is_in_its_manifest(tmp_path):
+    folder = RunStore(tmp_path).write_round(3, RECORD, [], {"round": 3})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    # The summary is added to when the round ends, and nothing is resumed from it.
+    assert {*manifest["files"], "summary.json", MANIFEST} == set(os.listdir(folder))
+
+
+def test_a_round_in_the_place_of_another_is_refused(tmp_path):
+    store = RunStore(tmp_path)
+    shutil.copytree(store.write_round(2, RECORD, [], {}), store.round_dir(3))
+    with pytest.raises(StoreError, match=r"it belongs to round 2"):
+        store.read_round(3)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_settings_are_never_read(tmp_path, damage):
+    store = RunStore(tmp_path)
+    assert store.read_run() is None
+    store.write_run({"seed": 1, "sera": {"ensemble": 0.3}})
+    path = store.root / "run.json"
+    damage(path)
+    if damage is deleted:
+        assert store.read_run() is None  # nothing else is there
+        store.work.mkdir()
+    with pytest.raises(StoreError) as caught:
+        store.read_run()
+    text = str(caught.value)
+    assert re.fullmatch(
+        rf"can't resume: {path} {WHAT}; restore it, or start anew without "
+        "resume_from_checkpoint.",
+        text,
+    )
+    assert_one_sentence(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_summary_is_told_and_left_out(tmp_path, warnings, content):
+    store = RunStore(tmp_path)
+    store.update_summary(1, {"kept": 5.0})
+    folder = store.write_round(2, RECORD, [], {"round": 2.0, "kept": 7.0, "accuracy": math.nan})
+    assert store.read_summaries(2) == [
+        {"round": 1, "kept": 5.0},
+        {"round": 2.0, "kept": 7.0},
+    ]
+    assert not warnings
+    (folder / "summary.json").write_bytes(content)
+    assert store.read_summaries(3) == [{"round": 1, "kept": 5.0}, {"round": 2.0}, {"round": 3.0}]
+    assert len(warnings) == 1
+    store.update_summary(2, {"seconds_training": 1.5})
+    assert summary_of(store, 2) == {"round": 2, "seconds_training": 1.5}
+    assert_equal(store.read_round(2), RECORD)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Disk:
+    """Notes what reaches the disk in which order, and kills at a given operation."""
+
+    def __init__(self, patch, root, kill_at=None):
+        self.root, self.kill_at, self.done = root, kill_at, []
+        fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+        def synced(descriptor):
+            self.note("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            fsync(descriptor)
+
+        def moved(original):
+            def move(path, target):
+                self.note("move", path, target)
+                return original(path, target)
+
+            return move
+
+        patch.setattr(os, "fsync", synced)
+        patch.setattr(Path, "replace", moved(replace))
+        patch.setattr(Path, "rename", moved(rename))
+
+    def note(self, what, *paths):
+        if len(self.done) == self.kill_at:
+            raise Killed
+        self.done.append((what, *(os.path.relpath(path, self.root) for path in paths)))
+
+
+FILES = ["margins.parquet", "rows.parquet", "candidates.parquet", "bootstrapped.jsonl"]
+
+
+def test_every_artifact_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, tmp_path)
+        store.start()
+        assert disk.done == [("sync", ".")]
+        disk.done.clear()
+        store.write_run({"seed": 1})
+        assert disk.done == [
+            ("sync", "sera/.run.json.tmp"),
+            ("move", "sera/.run.json.tmp", "sera/run.json"),
+            ("sync", "sera"),
+        ]
+        disk.done.clear()
+        store.write_round(2, RECORD, [], {})
+        building = "sera/.round-02.tmp"
+        assert disk.done == [
+            *(("sync", f"{building}/{name}") for name in (*FILES, "summary.json", MANIFEST)),
+            ("sync", building),
+            ("move", building, "sera/round-02"),
+            ("sync", "sera"),
+        ]
+        disk.done.clear()
+        store.update_summary(2, {"kept": 1.0})
+        folder = "sera/round-02"
+        assert disk.done == [
+            ("sync", f"{folder}/.summary.json.tmp"),
+            ("move", f"{folder}/.summary.json.tmp", f"{folder}/summary.json"),
+            ("sync", folder),
+        ]
+
+
+def test_a_kill_at_any_moment_leaves_the_old_round_or_the_new_one(tmp_path, monkeypatch):
+    newer = RoundRecord(table_of(5, seed=1), ROWS[:1])
+    found = []
+    for moment in range(20):
+        store = RunStore(tmp_path / str(moment))
+        store.write_round(2, RECORD, [], {"old": 1.0})
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, tmp_path, kill_at=moment)
+            with contextlib.suppress(Killed):
+                store.write_round(2, newer, [], {"new": 1.0})
+        visible = [path.name for path in store.root.glob("[!.]*")]
+        assert visible in ([], ["round-02"])
+        record = RunStore(tmp_path / str(moment)).read_round(2)
+        found.append(len(record.table.ids))
+        assert_equal(record, RECORD if found[-1] == 3 else newer)
+        assert ("old" in summary_of(store, 2)) == (found[-1] == 3)
+        store.write_round(2, newer, [], {})
+        assert [path.name for path in store.root.iterdir()] == ["round-02"]
+        if len(disk.done) < moment:
+            break
+    assert found == sorted(found)
+    assert set(found) == {3, 5}
+    assert len(found) < 20

@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all, and checksums that show what happened to them later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SEAL = "sha256"
+"""Key of a sealed JSON file that holds the checksum of the rest."""
+
+
+class StoreError(RuntimeError):
+    """Artifacts can't be written or read; the message is one sentence."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an operating system's error while writing ``path`` into a sentence.
+
+    Raises:
+        StoreError: in place of an ``OSError``, which is its cause.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} can't be written ({error.strerror or error}); make room or set another "
+            "output_dir, then resume from the last checkpoint."
+        ) from error
+
+
+def what_happened(error: Exception) -> str:
+    """What an error while reading a file means for the file, as the end of a clause."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    if isinstance(error, OSError):
+        return f"can't be read ({error.strerror or error})"
+    return f"is damaged ({error})"
+
+
+def checksum(content: bytes) -> str:
+    """SHA-256 in hex, as ``sha256sum`` prints it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk.
+
+    Raises:
+        OSError: if that fails.
+    """
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: if that fails; an earlier file of the name is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_synced(temporary, content)
+    put_in_place(temporary, path)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file or folder that is on disk, and wait until the new name is on disk too."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """JSON that ends with the checksum of the rest."""
+    return json.dumps({**values, SEAL: _seal(values)}, indent=2).encode()
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """What was given to ``sealed``.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not what was written.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(error) from None
+    if not isinstance(values, dict) or values.pop(SEAL, None) != _seal(values):
+        raise ValueError("its content doesn't match its checksum")
+    return values
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(values).encode())
