@@ -9,7 +9,10 @@ Data flows one way; read the modules in this order:
 ``identity``       example ids (content hashes) and seeds of every random choice
 ``offline``        the pairs D: ids, lengths, completions to score
 ``scores``         log-ratios, margins, ensemble with the previous review
-``selection``      top K of the offline pairs
+``selection``      ranks, the top K, pairs with bad numbers
+``external``       margins that the dataset carries
+``rules``          rules of selection: a score for every offline pair
+``choosing``       label repair, uncertainty and rule: the pairs a round keeps
 ``pairing``        candidates -> best against worst, length penalty, top pairs
 ``endings``        how offline answers end, so that sampled ones end alike
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
@@ -17,6 +20,7 @@ Data flows one way; read the modules in this order:
 ``dealing``        batches dealt to all ranks, a shard written per group (collectives)
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``scoring``        log-probs of completions under a model (torch, collectives)
+``sampling``       settings of sampling, from config, tokenizer and data
 ``generation``     candidates sampled from the policy (torch, collectives)
 ``policies``       reference, and snapshots of earlier policies
 ``bootstrapping``  sampling, scoring and pairing of fresh answers

@@ -11,7 +11,10 @@ from typing import Any
 import yaml
 from datasets import Dataset, IterableDataset
 
+from sera_plugin.choosing import rule_of
 from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.external import missing_columns
+from sera_plugin.rules import RuleError
 from sera_plugin.schedule import Batching, Schedule, plan
 
 TRAINER = "sera_plugin.trainer.SeRATrainer"
@@ -76,6 +79,10 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
+    try:
+        rule_of(config.selection)
+    except RuleError as error:
+        raise SeraConfigError(str(error)) from error
 
 
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
@@ -87,11 +94,32 @@ def _check_rounds(cfg: Any, config: SeraConfig) -> None:
             f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
             f"number above sera.warmup_rounds: {config.warmup_rounds}."
         )
+    _check_keeps(config, int(epochs))
     max_steps = cfg.get("max_steps")
     if max_steps is not None and (not _whole(max_steps) or max_steps < 1):
         raise SeraConfigError(
             f"max_steps: {_yaml(max_steps)} is not allowed; it must be a whole number from 1, or "
             "absent."
+        )
+
+
+def _check_keeps(config: SeraConfig, rounds: int) -> None:
+    keep = config.selection.keep
+    if isinstance(keep, list) and len(keep) > rounds - config.warmup_rounds:
+        raise SeraConfigError(
+            f"sera.selection.keep: {keep} has {len(keep)} entries for "
+            f"{rounds - config.warmup_rounds} reviewed rounds (num_epochs − sera.warmup_rounds); "
+            "write at most one for each."
+        )
+
+
+def _check_external(config: SeraConfig, names: list[str]) -> None:
+    if config.selection.rule != "external":
+        return
+    for key, column in missing_columns(config.selection.external, names):
+        raise SeraConfigError(
+            f"sera.selection.external.{key}: {column} is no column of the training pairs, which "
+            f"have {', '.join(names)}; name the column that holds the scores."
         )
 
 
@@ -136,7 +164,7 @@ def plan_of(cfg: Any, config: SeraConfig, pairs: int) -> Schedule:
         pairs,
         num_rounds=int(cfg.num_epochs or 1),
         warmup_rounds=config.warmup_rounds,
-        keep=config.selection.keep,
+        keep=config.selection.planned,
         fraction=config.bootstrap.fraction,
         batching=Batching(
             per_device=int(cfg.micro_batch_size or 1),
@@ -178,7 +206,8 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
             f"datasets: {pairs} pairs are fewer than one batch of {batch} (micro_batch_size × "
             "gradient_accumulation_steps × processes); use a smaller batch or more pairs."
         )
-    keep = config.selection.keep
+    _check_external(config, dataset.column_names)
+    keep = max(config.selection.planned)
     if keep > pairs:
         raise SeraConfigError(
             f"sera.selection.keep: {int(keep)} is more than the {pairs} pairs of the dataset; "

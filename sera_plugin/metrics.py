@@ -50,6 +50,8 @@ def review_metrics(
         "threshold": float(table.ensembled[table.kept].min()),
         "accuracy_train": accuracy(table.ratios),
         "kept": float(review.size.kept),
+        "eligible": float(review.choice.passed),
+        "flipped": float(len(review.composition.flipped)),
         "bootstrapped": float(len(review.composition.fresh)),
         "shortfall": float(len(review.composition.filled)),
         "length_penalty": float(fresh.penalty),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sera_plugin.bootstrapping import Bootstrapped, Bootstrapper
+from sera_plugin.choosing import Choice, History, choose
 from sera_plugin.config import SeraConfig
 from sera_plugin.offline import OfflineAnswers, OfflinePairs
 from sera_plugin.policies import Policies, Snapshot
@@ -16,7 +17,7 @@ from sera_plugin.rounds import Composition, compose
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
 from sera_plugin.scoring import Phase, Scorer, phase_of
-from sera_plugin.selection import check_numbers, rank, select_top, set_aside
+from sera_plugin.selection import check_numbers, set_aside
 from sera_plugin.shards import REFERENCE, round_label
 from sera_plugin.tables import ReviewTable
 
@@ -27,6 +28,8 @@ class Review:
 
     size: RoundSize
     table: ReviewTable
+    choice: Choice
+    history: History
     composition: Composition
     bootstrapped: Bootstrapped
     evaluation: Mapping[str, PairLogps]
@@ -45,6 +48,8 @@ class Reviewer:
         scorer: scores completions.
         policies: the models.
         bootstrapper: makes new pairs.
+        seed: the run's seed.
+        external: margins that the dataset carries, shape (n,), or None.
     """
 
     config: SeraConfig
@@ -53,6 +58,8 @@ class Reviewer:
     scorer: Scorer
     policies: Policies
     bootstrapper: Bootstrapper
+    seed: int
+    external: np.ndarray | None = None
 
     def review(
         self,
@@ -60,6 +67,7 @@ class Reviewer:
         reference: PairLogps,
         previous: ReviewTable | None,
         previous_policy: Snapshot | None,
+        earlier: History | None = None,
     ) -> Review:
         """Compose round ``size.number``.
 
@@ -68,21 +76,25 @@ class Reviewer:
             reference: log-probs of D under πref.
             previous: the previous review, or None at the first.
             previous_policy: the previous review's policy, if fresh answers are ensembled too.
+            earlier: margins of the earlier reviews, where the rule needs them.
         """
-        table, scoring = self._select(size, reference, previous)
+        table, choice, history, scoring = self._select(size, reference, previous, earlier)
         evaluation = {}
         for name, held_out in self.evaluation.items():
             evaluation[name], phase = self.score_offline(
                 held_out, f"Scoring {name} pairs", label=round_label(size.number)
             )
             scoring += phase
-        order = rank(table.ids, table.ensembled)
-        ranked = [table.ids[i] for i in order if np.isfinite(table.ensembled[i])]
+        ranked = [table.ids[i] for i in choice.ranked]
+        flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
         fresh, generation, more = self.bootstrapper.run(
             size, table, reference, previous, previous_policy
         )
-        composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs)
-        return Review(size, table, composition, fresh, evaluation, scoring + more, generation)
+        composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs, flipped)
+        scoring += more
+        return Review(
+            size, table, choice, history, composition, fresh, evaluation, scoring, generation
+        )
 
     def score_offline(
         self,
@@ -111,8 +123,12 @@ class Reviewer:
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
     def _select(
-        self, size: RoundSize, reference: PairLogps, previous: ReviewTable | None
-    ) -> tuple[ReviewTable, Phase]:
+        self,
+        size: RoundSize,
+        reference: PairLogps,
+        previous: ReviewTable | None,
+        earlier: History | None,
+    ) -> tuple[ReviewTable, Choice, History, Phase]:
         policy, phase = self.score_offline(
             self.pairs,
             f"Round {size.number}: scoring offline pairs",
@@ -128,8 +144,23 @@ class Reviewer:
         check_numbers(own, self.config.max_set_aside, f"round {size.number}")
         before = _aligned_margins(previous, self.pairs.ids)
         mixed = set_aside(ensemble(own, before, self.config.ensemble))
-        kept = select_top(self.pairs.ids, mixed, size.kept) & np.isfinite(mixed)
-        return ReviewTable(self.pairs.ids, policy, ratios, own, mixed, kept), phase
+        history = History.of(
+            [*(earlier.margin if earlier else ()), own],
+            [*(earlier.ensembled if earlier else ()), mixed],
+        )
+        choice = choose(
+            self.pairs.ids,
+            history,
+            size.kept,
+            self.config.selection,
+            external=self.external,
+            round_number=size.number,
+            seed=self.seed,
+        )
+        table = ReviewTable(
+            self.pairs.ids, policy, ratios, own, mixed, choice.kept, choice.scores, choice.flipped
+        )
+        return table, choice, history, phase
 
 
 def _aligned_margins(previous: ReviewTable | None, ids: tuple[str, ...]) -> np.ndarray | None:

@@ -23,11 +23,13 @@ class Composition:
         filled: ids of offline pairs in the place of bootstrapped ones that fell short; the
             next-best ones, and from the best on again once D is used up.
         fresh: the bootstrapped pairs.
+        flipped: ids of offline pairs whose chosen and rejected answers change places.
     """
 
     kept: tuple[str, ...]
     filled: tuple[str, ...]
     fresh: tuple[FreshPair, ...]
+    flipped: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -35,7 +37,11 @@ class Composition:
 
 
 def compose(
-    ranked_ids: Sequence[str], kept: int, bootstrapped: int, fresh: Sequence[FreshPair]
+    ranked_ids: Sequence[str],
+    kept: int,
+    bootstrapped: int,
+    fresh: Sequence[FreshPair],
+    flipped: Collection[str] = (),
 ) -> Composition:
     """Compose a round of exactly ``kept + bootstrapped`` pairs.
 
@@ -44,16 +50,20 @@ def compose(
         kept: K.
         bootstrapped: planned bootstrapped pairs.
         fresh: the bootstrapped pairs at hand, best first.
+        flipped: offline ids whose answers change places.
     """
     taken, best = tuple(fresh[:bootstrapped]), tuple(ranked_ids[:kept])
     short = kept + bootstrapped - len(taken) - len(best)
     filled = tuple(ranked_ids[(len(best) + i) % len(ranked_ids)] for i in range(short))
-    return Composition(best, filled, taken)
+    return Composition(best, filled, taken, frozenset(flipped) & {*best, *filled})
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens."""
+    """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens.
+
+    An offline pair that is ``flipped`` is trained on with its answers in each other's place.
+    """
 
     key: str
     example_id: str
@@ -61,6 +71,7 @@ class RoundRow:
     rejected_ids: tuple[int, ...] | None = None
     ref_chosen_logp: float | None = None
     ref_rejected_logp: float | None = None
+    flipped: bool = False
 
 
 def rows_of(
@@ -74,11 +85,13 @@ def rows_of(
         round_number: the round.
         previous_reference: whether πref of this round is the policy that the review scored.
     """
-    rows = [RoundRow(f"{example_id}/offline", example_id) for example_id in composition.kept]
+    flipped = composition.flipped
+    rows = [RoundRow(f"{i}/offline", i, flipped=i in flipped) for i in composition.kept]
     repeats: dict[str, int] = dict.fromkeys(composition.kept, 1)
     for example_id in composition.filled:
         repeats[example_id] = repeats.get(example_id, 0) + 1
-        rows.append(RoundRow(f"{example_id}/offline/{repeats[example_id]}", example_id))
+        key = f"{example_id}/offline/{repeats[example_id]}"
+        rows.append(RoundRow(key, example_id, flipped=example_id in flipped))
     for pair in composition.fresh:
         logps = [
             side.policy_logp if previous_reference else side.reference_logp
@@ -90,7 +103,8 @@ def rows_of(
                 pair.example_id,
                 pair.chosen.token_ids,
                 pair.rejected.token_ids,
-                *logps,
+                ref_chosen_logp=logps[0],
+                ref_rejected_logp=logps[1],
             )
         )
     order = permutation([row.key for row in rows], seed, round_number, "order")
@@ -148,14 +162,20 @@ class RoundDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         pair = self.pairs[self.position[row.example_id]]
-        chosen, rejected = self.reference[row.example_id]
+        sides = [
+            (pair[column], logp)
+            for column, logp in zip(
+                ("chosen_ids", "rejected_ids"), self.reference[row.example_id], strict=True
+            )
+        ]
+        (chosen, chosen_logp), (rejected, rejected_logp) = sides[::-1] if row.flipped else sides
         example = {
             "sera_id": row.key,
             "prompt_ids": pair["prompt_ids"],
-            "chosen_ids": pair["chosen_ids"],
-            "rejected_ids": pair["rejected_ids"],
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "ref_chosen_logps": chosen_logp,
+            "ref_rejected_logps": rejected_logp,
         }
         if row.chosen_ids is not None and row.rejected_ids is not None:
             example["chosen_ids"] = list(row.chosen_ids)

@@ -7,6 +7,7 @@ reviewed and has exactly ``kept + bootstrapped`` pairs, so the whole run is know
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -119,7 +120,7 @@ def plan(
     *,
     num_rounds: int,
     warmup_rounds: int,
-    keep: float,
+    keep: float | Sequence[float],
     fraction: float,
     batching: Batching,
     max_steps: int | None = None,
@@ -130,7 +131,8 @@ def plan(
         pairs: |D|.
         num_rounds: rounds of the run, above ``warmup_rounds``.
         warmup_rounds: rounds on all of D.
-        keep: share or number of offline pairs kept in a reviewed round.
+        keep: share or number of offline pairs kept in a reviewed round; a sequence has one entry
+            per reviewed round, the last one repeats.
         fraction: bootstrapped pairs of a reviewed round, relative to |D|.
         batching: how a round is cut into updates.
         max_steps: the user's cap on optimizer updates, or None.
@@ -138,11 +140,13 @@ def plan(
     Raises:
         ValueError: if ``keep`` exceeds |D| or a round would hold no update.
     """
-    kept, fresh = kept_count(keep, pairs), share_of(fraction, pairs)
+    keeps = tuple(keep) if isinstance(keep, Sequence) else (keep,)
+    kept = [kept_count(share, pairs) for share in keeps]
+    fresh = share_of(fraction, pairs)
     rounds = tuple(
         RoundSize(number, pairs, 0, False)
         if number <= warmup_rounds
-        else RoundSize(number, kept, fresh, True)
+        else RoundSize(number, kept[min(number - warmup_rounds, len(kept)) - 1], fresh, True)
         for number in range(1, num_rounds + 1)
     )
     updates = tuple(batching.updates(size.total) for size in rounds)

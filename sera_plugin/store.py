@@ -25,7 +25,7 @@ from sera_plugin.files import (
 )
 from sera_plugin.logs import logger
 from sera_plugin.shards import round_label
-from sera_plugin.tables import NEEDED, RoundRecord, read_record, round_files
+from sera_plugin.tables import NEEDED, ReviewTable, RoundRecord, read_record, round_files
 
 LOG = logger(__name__)
 
@@ -171,6 +171,15 @@ class RunStore:
             summary = (_read_summary(path) if path.exists() else None) or {"round": float(number)}
             found.append({k: v for k, v in summary.items() if v is not None})
         return found
+
+    def read_tables(self, last: int) -> list[ReviewTable]:
+        """The reviews of the stored rounds up to ``last``, oldest first.
+
+        Raises:
+            StoreError: as ``read_round``.
+        """
+        records = [self.read_round(number) for number in range(1, last + 1)]
+        return [record.table for record in records if record is not None]
 
     def read_round(self, number: int) -> RoundRecord | None:
         """A stored reviewed round, or None if it is not there.

@@ -29,7 +29,9 @@ class ReviewTable:
         ratios: log πθ/πref of both answers.
         margin: m, this review's own margins.
         ensembled: m̃, mixed with the previous review's margins.
-        kept: mask of the top K.
+        kept: mask of the K pairs that are kept.
+        score: what the rule of selection sorts by; NaN where a pair can't be kept.
+        flipped: mask of the pairs whose answers change places in the round.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +40,8 @@ class ReviewTable:
     margin: np.ndarray
     ensembled: np.ndarray
     kept: np.ndarray
+    score: np.ndarray
+    flipped: np.ndarray
 
     def to_arrow(self) -> pa.Table:
         return pa.table(
@@ -50,6 +54,8 @@ class ReviewTable:
                 "margin": self.margin,
                 "ensembled_margin": self.ensembled,
                 "kept": self.kept,
+                "score": self.score,
+                "flipped": self.flipped,
             }
         )
 
@@ -68,6 +74,8 @@ class ReviewTable:
             columns["margin"],
             columns["ensembled_margin"],
             columns["kept"].astype(bool),
+            columns["score"],
+            columns["flipped"].astype(bool),
         )
 
 
@@ -79,6 +87,7 @@ ROWS = pa.schema(
         ("rejected_ids", pa.list_(pa.int64())),
         ("ref_chosen_logp", pa.float64()),
         ("ref_rejected_logp", pa.float64()),
+        ("flipped", pa.bool_()),
     ]
 )
 

@@ -15,10 +15,11 @@ from transformers import set_seed
 from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
 from sera_plugin.bootstrapping import Bootstrapper
 from sera_plugin.changes import compare
+from sera_plugin.choosing import History
 from sera_plugin.config import SeraConfigError, parse_block
-from sera_plugin.endings import common_ending
 from sera_plugin.estimate import estimate_text
-from sera_plugin.generation import Sampler, Sampling
+from sera_plugin.external import external_margins
+from sera_plugin.generation import Sampler
 from sera_plugin.host import RoundTrainer, plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.metrics import review_metrics, table_text
@@ -27,6 +28,7 @@ from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.records import write_log, write_pairs
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
+from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps, log_ratios
 from sera_plugin.scoring import Scorer
@@ -58,6 +60,11 @@ class SeRATrainer(RoundTrainer):
         self.store = RunStore(self.args.output_dir)
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
         self.table: ReviewTable | None = None
+        self.history: History | None = None
+        rule = self.sera.selection
+        self.external = (
+            external_margins(self.train_dataset, rule.external) if rule.rule == "external" else None
+        )
         self.stop = StopOnSignal(self.accelerator)
         self.add_callback(self.stop)
         self.policy_snapshot: Snapshot | None = None
@@ -68,7 +75,7 @@ class SeRATrainer(RoundTrainer):
             len(self.pairs),
             num_rounds=int(self.args.num_train_epochs),
             warmup_rounds=self.sera.warmup_rounds,
-            keep=self.sera.selection.keep,
+            keep=self.sera.selection.planned,
             fraction=self.sera.bootstrap.fraction,
             batching=batching,
             max_steps=plugin_config().max_steps,
@@ -88,7 +95,7 @@ class SeRATrainer(RoundTrainer):
         scorer = Scorer(
             self.accelerator, self._tokenizer.pad_token_id, self.args.max_length, budget
         )
-        self.sampling = self._sampling(budget)
+        self.sampling = sampling_settings(self, GENERATION_BATCHES * budget)
         bootstrapper = Bootstrapper(
             config=self.sera,
             pairs=self.pairs,
@@ -99,7 +106,14 @@ class SeRATrainer(RoundTrainer):
             beta=self.beta,
         )
         self.reviewer = Reviewer(
-            self.sera, self.pairs, self.held_out, scorer, self.policies, bootstrapper
+            self.sera,
+            self.pairs,
+            self.held_out,
+            scorer,
+            self.policies,
+            bootstrapper,
+            self.args.seed,
+            self.external,
         )
         self.resumed_within = epochs_done + 1 if updates_done else None
         self._start_or_check(resumed=bool(epochs_done or updates_done))
@@ -125,30 +139,6 @@ class SeRATrainer(RoundTrainer):
             self.store.write_run(settings)
         if self.accelerator.is_main_process:
             write_pairs(self.store.root, self.pairs, self._tokenizer)
-
-    def _sampling(self, budget: int) -> Sampling:
-        settings, tokenizer = self.sera.bootstrap, self._tokenizer
-        special = frozenset(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        blank = frozenset(i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip())
-        ending: tuple[int, ...] = (tokenizer.eos_token_id,)
-        if settings.fraction > 0:
-            rows = self.pairs.dataset.select_columns(["chosen_ids", "rejected_ids"])
-            answers = (row[side] for row in rows for side in ("chosen_ids", "rejected_ids"))
-            ending = common_ending(answers, special, blank)
-        own = getattr(self.model, "generation_config", None)
-        eos = getattr(own, "eos_token_id", None) or ()
-        eos = (eos,) if isinstance(eos, int) else tuple(eos)
-        return Sampling(
-            num_candidates=settings.num_candidates,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-            sequence_len=self.args.max_length or 2**31,
-            ending=ending,
-            stops=frozenset({ending[0], tokenizer.eos_token_id, *eos}),
-            pad_token_id=tokenizer.pad_token_id,
-            token_budget=GENERATION_BATCHES * budget,
-        )
 
     def _score_reference(self) -> None:
         self.reference, _ = self.reviewer.score_offline(
@@ -195,6 +185,11 @@ class SeRATrainer(RoundTrainer):
                     "restore it or start again without resume_from_checkpoint."
                 )
             self.table = record.table
+            if self.sera.selection.looks_back:
+                tables = self._shared(lambda n=number: self.store.read_tables(n))
+                self.history = History.of(
+                    [table.margin for table in tables], [table.ensembled for table in tables]
+                )
             self._keep_policy(number, resumed=True)
             if self.sera.reference == "previous":
                 self.reference = record.table.policy
@@ -225,7 +220,9 @@ class SeRATrainer(RoundTrainer):
     def _review(self, number: int) -> list[RoundRow]:
         self._leave_if_asked(save=True)
         size = self.schedule.rounds[number - 1]
-        review = self.reviewer.review(size, self.reference, self.table, self.policy_snapshot)
+        review = self.reviewer.review(
+            size, self.reference, self.table, self.policy_snapshot, self.history
+        )
         previous_reference = self.sera.reference == "previous"
         rows = rows_of(
             review.composition, self.args.seed, number, previous_reference=previous_reference
@@ -239,6 +236,7 @@ class SeRATrainer(RoundTrainer):
         metrics = review_metrics(review, self.pairs, self.table, ratios)
         self._publish(number, record, review, metrics)
         self.table = record.table
+        self.history = review.history if self.sera.selection.looks_back else None
         self._keep_policy(number)
         if previous_reference:
             self.reference = record.table.policy

@@ -46,7 +46,25 @@ def test_defaults():
     assert SeraConfig().model_dump() == {
         "warmup_rounds": 1,
         "ensemble": 0.3,
-        "selection": {"keep": 0.7, "margin": "sum"},
+        "selection": {
+            "rule": "top",
+            "keep": 0.7,
+            "margin": "sum",
+            "band": [20.0, 90.0],
+            "threshold": 0.0,
+            "uncertainty": 0.0,
+            "on_negative": "keep",
+            "negative_reviews": 2,
+            "negative_deviations": 1.0,
+            "external": {
+                "chosen": "score_chosen",
+                "rejected": "score_rejected",
+                "margin": "",
+                "mode": "fused",
+                "implicit_scale": "auto",
+                "external_scale": "auto",
+            },
+        },
         "bootstrap": {
             "fraction": 0.3,
             "num_candidates": 4,
@@ -133,8 +151,8 @@ def test_every_field_has_a_description(model):
         ({"selection": 3}, "sera.selection: 3 is not allowed; it must be a block of keys."),
         (
             {"selection": {"keep": 0}},
-            "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1] or a whole number "
-            "of pairs from 2 on.",
+            "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1], a whole number "
+            "of pairs from 2 on, or a list of these.",
         ),
         (
             {"selection": {"keep": 2.5}},
@@ -191,7 +209,7 @@ def test_errors_word_for_word(raw, expected):
         ({"temperature": 0.5}, "did you mean sera.bootstrap.temperature?"),
         ({"selection": {"fraction": 0.5}}, "did you mean sera.bootstrap.fraction?"),
         ({"bootstrap": {"warmup_rounds": 1}}, "did you mean sera.warmup_rounds?"),
-        ({"selection": {"zzz": 1}}, "allowed are keep, margin."),
+        ({"selection": {"zzz": 1}}, "negative_deviations, external."),
     ],
 )
 def test_unknown_keys_get_a_hint(raw, hint):
@@ -281,6 +299,5 @@ def test_parse_block_returns_a_config_or_raises_one_sentence(raw):
     else:
         assert config is None or isinstance(config, SeraConfig)
         if config is not None:
-            assert math.isfinite(config.selection.keep)
-            assert config.selection.keep > 0
+            assert all(0 < keep < math.inf for keep in config.selection.planned)
             assert config.bootstrap.fraction <= config.bootstrap.prompts <= 1

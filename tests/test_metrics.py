@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset
 
 from sera_plugin.bootstrapping import Bootstrapped, SampleStats
+from sera_plugin.choosing import Choice, History
 from sera_plugin.generation import Rollout
 from sera_plugin.metrics import accuracy, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs
@@ -32,6 +33,8 @@ def table_of(kept):
         np.array([2.0, 1.0, -4.0, 0.0]),
         np.array([1.5, 0.5, -2.5, -0.5]),
         np.array(kept),
+        np.array([1.5, 0.5, -2.5, -0.5]),
+        np.array([False, False, True, False]),
     )
 
 
@@ -60,10 +63,13 @@ def review_of(fresh=True):
         if fresh
         else Bootstrapped((), (), 0.0, {}, 0, None)
     )
+    table = table_of([True, True, False, False])
     return Review(
         size=RoundSize(3, 2, 4 if fresh else 0, True),
-        table=table_of([True, True, False, False]),
-        composition=Composition(("a", "b"), ("d", "c"), found.pairs),
+        table=table,
+        choice=Choice(table.score, np.array([0, 1, 3]), table.kept, table.flipped, 3),
+        history=History.of([table.margin], [table.ensembled]),
+        composition=Composition(("a", "b"), ("d", "c"), found.pairs, frozenset("c")),
         bootstrapped=found,
         evaluation={},
         scoring=Phase(4.0, 1000, 1200),
@@ -95,6 +101,8 @@ def test_every_number_by_hand():
             "accuracy_train": 0.5,
             "accuracy_eval": 0.5,
             "kept": 2,
+            "eligible": 3,
+            "flipped": 1,
             "kept_overlap": 0.5,
             "bootstrapped": 2,
             "shortfall": 2,

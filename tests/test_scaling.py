@@ -205,7 +205,13 @@ def test_host_memory_of_a_pair_is_as_measured() -> None:
         lengths = [np.zeros(n, dtype=np.int64) for _ in range(3)]
         reference = logps()
         table = ReviewTable(
-            ids, logps(), logps(), np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool)
+            ids,
+            logps(),
+            logps(),
+            *(np.zeros(n) for _ in range(2)),
+            np.zeros(n, dtype=bool),
+            np.zeros(n),
+            np.zeros(n, dtype=bool),
         )
         rows = [RoundRow(f"{example_id}/offline", example_id) for example_id in ids]
         # What a rank other than 0 receives is a copy with ids of its own.

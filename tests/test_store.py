@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from sera_plugin.scores import PairLogps
 from sera_plugin.store import MANIFEST, RunStore
 from sera_plugin.tables import ReviewTable, RoundRecord
 
-NUMBERS = [field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled")]
+NUMBERS = [
+    field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled", "score")
+]
 
 
 def table_of(count, seed=0):
@@ -38,13 +40,15 @@ def table_of(count, seed=0):
         columns[4],
         columns[5],
         draw.random(count) < 0.5,
+        columns[5] + 1,
+        draw.random(count) < 0.1,
     )
 
 
 ROWS = [
     RoundRow("a/offline", "a"),
     RoundRow("b/policy", "b", (1, 2, 2**40), (), -1.25, -0.1),
-    RoundRow("a/offline/2", "a"),
+    RoundRow("a/offline/2", "a", flipped=True),
 ]
 RECORD = RoundRecord(table_of(3), ROWS)
 
@@ -61,8 +65,9 @@ def assert_equal(found, expected):
     for name in NUMBERS:
         np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
         assert getattr(here, name).dtype == np.float64
-    np.testing.assert_array_equal(here.kept, there.kept)
-    assert here.kept.dtype == np.bool_
+    for name in ("kept", "flipped"):
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
+        assert getattr(here, name).dtype == np.bool_
 
 
 def tree(root):
@@ -98,9 +103,7 @@ def test_a_round_reads_back_equal(tmp_path):
 )
 def test_any_round_reads_back_equal(tmp_path_factory, rows, numbers):
     table = table_of(4)
-    record = RoundRecord(
-        ReviewTable(table.ids, table.policy, table.ratios, numbers, -numbers, table.kept), rows
-    )
+    record = RoundRecord(replace(table, margin=numbers, ensembled=-numbers), rows)
     store = RunStore(tmp_path_factory.mktemp("run"))
     store.write_round(3, record, [], {})
     assert_equal(store.read_round(3), record)

@@ -7,10 +7,11 @@ whole, and ``parsing`` turns raw YAML into it.
 from sera_plugin.config.block import SeraArgs, SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.config.parsing import SeraConfigError, parse_block
-from sera_plugin.config.selection import SelectionConfig
+from sera_plugin.config.selection import ExternalConfig, SelectionConfig
 
 __all__ = [
     "BootstrapConfig",
+    "ExternalConfig",
     "SelectionConfig",
     "SeraArgs",
     "SeraConfig",

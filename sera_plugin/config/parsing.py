@@ -37,7 +37,7 @@ def parse_block(raw: Any) -> SeraConfig | None:
         raise SeraConfigError(_sentence(error)) from None
 
 
-def _plain(value: Any, path: str = "sera", levels: int = 2) -> Any:
+def _plain(value: Any, path: str = "sera", levels: int = 3) -> Any:
     """The value without nulls, as deep as there are blocks."""
     if not isinstance(value, dict) or levels == 0:
         return value

@@ -8,27 +8,148 @@ from pydantic import Field, model_validator
 
 from sera_plugin.config.fields import MOST, Block, Count, Float
 
+KEEP = 0.7
+Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
+Percentile = Annotated[Float, Field(ge=0, le=100)]
+Scale = Annotated[Float, Field(gt=0)]
+Path = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=500)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ExternalConfig(Block):
+    """Scores that the dataset carries, for ``rule: external``."""
+
+    chosen: Column = Field(
+        default="score_chosen",
+        json_schema_extra={"allowed": "the name of a column"},
+        description="Column with the score of the chosen answer.",
+    )
+    rejected: Column = Field(
+        default="score_rejected",
+        json_schema_extra={"allowed": "the name of a column"},
+        description="Column with the score of the rejected answer.",
+    )
+    margin: Annotated[str, Field(max_length=200)] = Field(
+        default="",
+        json_schema_extra={"allowed": "the name of a column, or nothing"},
+        description="Column with the margin itself, in place of the two scores.",
+    )
+    mode: Literal["fused", "only"] = Field(
+        default="fused",
+        description="`fused`: product of the preference probabilities by both margins; `only`: the "
+        "dataset's margins alone.",
+    )
+    implicit_scale: Scale | Literal["auto"] = Field(
+        default="auto",
+        json_schema_extra={"allowed": "a number above 0 or auto"},
+        description="Implicit margin, nats, at which the log-odds are 1; `auto` takes the root "
+        "mean square over D.",
+    )
+    external_scale: Scale | Literal["auto"] = Field(
+        default="auto",
+        json_schema_extra={"allowed": "a number above 0 or auto"},
+        description="The same for the dataset's margins.",
+    )
+
 
 class SelectionConfig(Block):
     """Self-review: which offline pairs a reviewed round keeps."""
 
-    keep: Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)] = Field(
-        default=0.7,
-        json_schema_extra={"allowed": "a share in (0, 1] or a whole number of pairs from 2 on"},
+    rule: (
+        Literal["top", "band", "bottom", "random", "threshold", "lossdiff_irm", "external"] | Path
+    ) = Field(
+        default="top",
+        json_schema_extra={
+            "allowed": "top, band, bottom, random, threshold, lossdiff_irm, external, or "
+            "package.module:function"
+        },
+        description="Which pairs are kept: see Rules of selection below.",
+    )
+    keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
+        default=KEEP,
+        json_schema_extra={
+            "allowed": "a share in (0, 1], a whole number of pairs from 2 on, or a list of these"
+        },
         description="Offline pairs kept per reviewed round: a share of |D| in (0, 1], or a whole "
-        "number of pairs from 2 on.",
+        "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats.",
     )
     margin: Literal["sum", "mean"] = Field(
         default="sum",
         description="Margin of a pair: `sum` of the log-ratios over each answer, or `mean` per "
         "token of each answer.",
     )
+    band: Annotated[list[Percentile], Field(strict=True, min_length=2, max_length=2)] = Field(
+        default=[20.0, 90.0],
+        json_schema_extra={"allowed": "a list of two percentiles from 0 up to 100"},
+        description="`rule: band`: the lowest and the highest percentile of the margins that are "
+        "kept; takes the place of `keep`.",
+    )
+    threshold: Float = Field(
+        default=0.0,
+        description="`rule: threshold`: pairs with a margin above it are kept, at most `keep`; "
+        "where they are fewer, the best of them come twice.",
+    )
+    uncertainty: Float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Multiple of the standard deviation of a pair's margins over the reviews that "
+        "is subtracted from its margin before the rule sees it.",
+    )
+    on_negative: Literal["keep", "drop", "flip"] = Field(
+        default="keep",
+        description="What happens to pairs whose margin is clearly negative: nothing, they are not "
+        "kept, or chosen and rejected change places.",
+    )
+    negative_reviews: Annotated[Count, Field(ge=1)] = Field(
+        default=2,
+        json_schema_extra={"allowed": "a whole number from 1"},
+        description="`on_negative`: reviews in a row in which the ensembled margin must be "
+        "negative.",
+    )
+    negative_deviations: Float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="`on_negative`: how far below zero, in standard deviations of the margins over "
+        "D.",
+    )
+    external: ExternalConfig = Field(
+        default_factory=ExternalConfig, description="Scores that the dataset carries."
+    )
+
+    @property
+    def planned(self) -> tuple[float, ...]:
+        """K of each reviewed round as a share or a number of pairs; the last one repeats."""
+        if self.rule == "band":
+            return ((self.band[1] - self.band[0]) / 100,)
+        return tuple(self.keep) if isinstance(self.keep, list) else (self.keep,)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the rule needs the margins of all earlier reviews."""
+        return self.on_negative != "keep" or self.uncertainty > 0
 
     @model_validator(mode="after")
     def _keep_is_share_or_count(self) -> SelectionConfig:
-        if self.keep > 1 and self.keep != int(self.keep):
+        for keep in self.keep if isinstance(self.keep, list) else [self.keep]:
+            if keep > 1 and keep != int(keep):
+                raise ValueError(
+                    f"sera.selection.keep: {keep} is neither a share in (0, 1] nor a whole number "
+                    "of pairs."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _band_is_ordered(self) -> SelectionConfig:
+        if self.band[0] >= self.band[1]:
             raise ValueError(
-                f"sera.selection.keep: {self.keep} is neither a share in (0, 1] nor a whole number "
-                "of pairs."
+                f"sera.selection.band: {self.band} holds no pair; the first percentile must be "
+                "below the second."
+            )
+        if self.rule == "band" and self.keep != KEEP:
+            raise ValueError(
+                f"sera.selection.keep: {self.keep} has no effect beside sera.selection.rule: band, "
+                "whose percentiles say how many pairs are kept; remove the key."
             )
         return self

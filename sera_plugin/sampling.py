@@ -1,0 +1,42 @@
+"""How a run samples answers: from its ``sera.bootstrap`` block, tokenizer and offline answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sera_plugin.endings import common_ending
+from sera_plugin.generation import Sampling
+
+
+def sampling_settings(trainer: Any, token_budget: int) -> Sampling:
+    """Sampling settings of a run.
+
+    Args:
+        trainer: the run's trainer, with its pairs, tokenizer and model.
+        token_budget: most tokens of a batch of answers, prompts included.
+
+    Raises:
+        ValueError: if most offline answers end without a special token.
+    """
+    settings, tokenizer = trainer.sera.bootstrap, trainer._tokenizer
+    special = frozenset(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    blank = frozenset(i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip())
+    ending: tuple[int, ...] = (tokenizer.eos_token_id,)
+    if settings.fraction > 0:
+        rows = trainer.pairs.dataset.select_columns(["chosen_ids", "rejected_ids"])
+        answers = (row[side] for row in rows for side in ("chosen_ids", "rejected_ids"))
+        ending = common_ending(answers, special, blank)
+    own = getattr(trainer.model, "generation_config", None)
+    eos = getattr(own, "eos_token_id", None) or ()
+    eos = (eos,) if isinstance(eos, int) else tuple(eos)
+    return Sampling(
+        num_candidates=settings.num_candidates,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        sequence_len=trainer.args.max_length or 2**31,
+        ending=ending,
+        stops=frozenset({ending[0], tokenizer.eos_token_id, *eos}),
+        pad_token_id=tokenizer.pad_token_id,
+        token_budget=token_budget,
+    )
