@@ -42,6 +42,8 @@ Data flows one way; read the modules in this order:
 ``preference_data`` loading the pairs through the host, errors as one sentence
 ``plugin``         registration with Axolotl
 ``cli``            ``axolotl sera ...``
+``runfiles``       reading a run's artifacts, finished or not
+``report``         HTML pages that work from disk: of a run, of an audit
 =================== ==============================================================
 
 The modules from ``schedule`` to ``rounds`` are pure: they know neither

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +15,22 @@ import click
 @click.group()
 def sera() -> None:
     """SeRA: preference tuning that reviews and renews its own data."""
+
+
+def _one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """End the process with code 1 and the sentence of an error that the user can mend."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        from sera_plugin.config import SeraConfigError
+        from sera_plugin.runfiles import RunError
+
+        try:
+            command(*args, **options)
+        except (RunError, SeraConfigError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
 
 
 class _HandedOn(click.Command):
@@ -45,3 +65,25 @@ def schema() -> None:
     from sera_plugin.config import SeraConfig
 
     click.echo(json.dumps(SeraConfig.model_json_schema(), indent=2))
+
+
+@sera.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Default: RUN_DIR/sera/report.html.")
+@click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
+@_one_sentence
+def report(run_dir: Path, out: Path | None, show: bool) -> None:
+    """Write one HTML file that shows what a run did, finished or not.
+
+    RUN_DIR is the run's output_dir. The page needs no network.
+    """
+    from sera_plugin.report.run_page import write_report
+    from sera_plugin.runfiles import RunFiles
+
+    run = RunFiles.open(run_dir)
+    written = write_report(run, out or run.root / "report.html")
+    click.echo(f"{written.page} ({written.size / 1e6:.1f} MB)")
+    if written.rest is not None:
+        click.echo(f"{written.rest} holds all pairs; the page shows part of them.")
+    if show:
+        click.launch(written.page.resolve().as_uri())
