@@ -1,0 +1,197 @@
+"""The plugin's scoring and generation passes against the naive ones, on one model, in turns.
+
+Runs inside ``axolotl train`` after the last update, with the trainer's own scorer and sampler, so
+batch sizes and precision are those of a run, and the policy differs from the reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from benchmarks import naive
+from benchmarks.hardware import forward_flops, rates, synchronize
+from sera_plugin.generation import Prompt
+from sera_plugin.offline import OfflineAnswers, OfflinePairs
+from sera_plugin.scoring import plan_batches
+
+SLOW_PAIRS = 24
+"""Pairs that the slow reference scores, one by one."""
+T = TypeVar("T")
+
+
+def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Time both kinds of passes ``wanted["passes"]`` times each and compare what they find."""
+    bench = Bench(trainer, repeats=wanted["passes"])
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+    device = trainer.accelerator.device
+    return {
+        "scoring": bench.scoring(),
+        "margins": bench.margins(),
+        "generation": bench.generation(wanted["prompts"], wanted["batch"]),
+        "hardware": rates(device, dtype),
+        "flops": bench.flops(),
+        "weight_bytes": _weight_bytes(trainer.policies.unwrapped, dtype),
+    }
+
+
+def padding_share(pairs: OfflinePairs, max_length: int, token_budget: int) -> float:
+    """Share of padding among the tokens of the plugin's scoring batches."""
+    lengths = np.minimum(OfflineAnswers(pairs).lengths, max_length)
+    batches = plan_batches(lengths, token_budget)
+    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    return 1.0 - float(lengths.sum()) / padded
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Both kinds of passes over the trainer's pairs.
+
+    Attributes:
+        trainer: a ``SeRATrainer`` at the end of its run.
+        repeats: turns.
+    """
+
+    trainer: Any
+    repeats: int
+
+    def _timed(self, work: Callable[[], T]) -> tuple[T, float, float]:
+        """The result, seconds, and seconds of processor time."""
+        device = self.trainer.accelerator.device
+        synchronize(device)
+        start, cpu = time.perf_counter(), time.process_time()
+        found = work()
+        synchronize(device)
+        return found, time.perf_counter() - start, time.process_time() - cpu
+
+    def _rows(self) -> list[naive.Triple]:
+        dataset = self.trainer.pairs.dataset
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        return list(zip(*(dataset[name] for name in names), strict=True))
+
+    def _fast(self, forward: Any) -> Any:
+        answers = OfflineAnswers(self.trainer.pairs)
+        return self.trainer.reviewer.scorer.logps(forward, answers, "benchmark: scoring")
+
+    def _naive(
+        self, forward: Any, rows: list[naive.Triple], batch: int, dtype: torch.dtype | None = None
+    ) -> tuple[np.ndarray, int]:
+        return naive.score(
+            forward,
+            rows,
+            batch=batch,
+            max_length=self.trainer.args.max_length,
+            pad=self.trainer.reviewer.scorer.pad_token_id,
+            device=self.trainer.accelerator.device,
+            dtype=dtype,
+        )
+
+    def scoring(self) -> dict[str, Any]:
+        """Log-probs of all pairs under the policy, both ways."""
+        rows, batch = self._rows(), self.trainer.args.per_device_train_batch_size
+        fast, slow = [], []
+        with self.trainer.policies.policy() as forward:
+            self._naive(forward, rows[:batch], batch)
+            for _ in range(self.repeats):
+                done, *seconds = self._timed(lambda: self._fast(forward))
+                fast.append(seconds)
+                (logps, computed), *seconds = self._timed(lambda: self._naive(forward, rows, batch))
+                slow.append(seconds)
+        return {
+            "pairs": len(rows),
+            "fast_seconds": [wall for wall, _ in fast],
+            "naive_seconds": [wall for wall, _ in slow],
+            "fast_cpu_seconds": [cpu for _, cpu in fast],
+            "naive_cpu_seconds": [cpu for _, cpu in slow],
+            "tokens": done.tokens,
+            "fast_padding": 1 - done.tokens / done.padded_tokens,
+            "planned_padding": padding_share(
+                self.trainer.pairs,
+                self.trainer.args.max_length,
+                self.trainer.reviewer.scorer.token_budget,
+            ),
+            "naive_padding": 1 - done.tokens / computed,
+            "difference": float(np.abs(done.logps.reshape(-1, 2) - logps).max()),
+        }
+
+    def margins(self) -> dict[str, float]:
+        """Largest difference of margins to a reference that goes pair by pair, in float64."""
+        rows = self._rows()[:SLOW_PAIRS]
+        found = {}
+        for name in ("policy", "reference"):
+            with getattr(self.trainer.policies, name)() as forward:
+                fast = self._fast(forward).logps.reshape(-1, 2)[: len(rows)]
+                slow, _ = self._naive(forward, rows, 1, torch.float64)
+            found[name] = (fast, slow)
+        fast, slow = (
+            (policy - reference)[:, 0] - (policy - reference)[:, 1]
+            for policy, reference in zip(found["policy"], found["reference"], strict=True)
+        )
+        return {
+            "pairs": len(rows),
+            "difference": float(np.abs(fast - slow).max()),
+            "mean_size": float(np.abs(slow).mean()),
+        }
+
+    def generation(self, count: int, batch: int) -> dict[str, Any]:
+        """Answers to the first prompts of the dataset, both ways."""
+        trainer, settings = self.trainer, self.trainer.sampling
+        token_ids = [ids for ids in trainer.pairs.dataset["prompt_ids"] if settings.room(len(ids))]
+        prompts = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(token_ids[:count])]
+        sampler = trainer.reviewer.bootstrapper.sampler
+        fast, slow, made = [], [], ([], [])
+        with trainer.policies.generating() as (model, synced):
+            for turn in range(self.repeats):
+                rollouts, *seconds = self._timed(
+                    lambda: sampler.rollouts(model, prompts, turn, 1, synced=synced)  # noqa: B023
+                )
+                fast.append(seconds)
+                made[0].append(sum(len(r.token_ids) for a in rollouts.values() for r in a))
+                produced, *seconds = self._timed(
+                    lambda: self._generate(model, [list(p.token_ids) for p in prompts], batch)
+                )
+                slow.append(seconds)
+                made[1].append(produced)
+        return {
+            "prompts": len(prompts),
+            "candidates": settings.num_candidates,
+            "fast_seconds": [wall for wall, _ in fast],
+            "naive_seconds": [wall for wall, _ in slow],
+            "fast_cpu_seconds": [cpu for _, cpu in fast],
+            "naive_cpu_seconds": [cpu for _, cpu in slow],
+            "fast_tokens": made[0],
+            "naive_tokens": made[1],
+        }
+
+    def _generate(self, model: Any, prompts: list[list[int]], batch: int) -> int:
+        settings = self.trainer.sampling
+        return naive.generate(
+            model,
+            prompts,
+            batch=batch,
+            candidates=settings.num_candidates,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            stops=sorted(settings.stops),
+            pad=settings.pad_token_id,
+            device=self.trainer.accelerator.device,
+        )
+
+    def flops(self) -> dict[str, float]:
+        """Operations of a forward pass over all pairs, and per token of the rows."""
+        pairs = self.trainer.pairs
+        rows = OfflineAnswers(pairs).lengths
+        answers = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1).reshape(-1)
+        total = forward_flops(self.trainer.policies.unwrapped, rows, answers)
+        return {"scoring_pass": total, "per_token": total / float(rows.sum())}
+
+
+def _weight_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of weights that a decoding step reads."""
+    return sum(p.numel() for p in model.parameters()) * dtype.itemsize
