@@ -43,6 +43,7 @@ Data flows one way; read the modules in this order:
 ``plugin``         registration with Axolotl
 ``cli``            ``axolotl sera ...``
 ``runfiles``       reading a run's artifacts, finished or not
+``export``         a round as a dataset with a card
 ``report``         HTML pages that work from disk: of a run, of an audit
 =================== ==============================================================
 

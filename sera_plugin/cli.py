@@ -87,3 +87,39 @@ def report(run_dir: Path, out: Path | None, show: bool) -> None:
         click.echo(f"{written.rest} holds all pairs; the page shows part of them.")
     if show:
         click.launch(written.page.resolve().as_uri())
+
+
+@sera.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--round", "number", type=click.IntRange(min=1), required=True, help="Which round.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["axolotl", "trl"]),
+    default="axolotl",
+    show_default=True,
+    help="JSON lines for Axolotl's datasets, or parquet for TRL's DPOTrainer.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: RUN_DIR/export/round-NN-FORMAT."
+)
+@click.option("--push-to-hub", "repository", metavar="REPO", help="Upload to this dataset, too.")
+@click.option("--public", is_flag=True, help="Make a new dataset on the hub public.")
+@_one_sentence
+def export(
+    run_dir: Path, number: int, form: str, out: Path | None, repository: str | None, public: bool
+) -> None:
+    """Write the data of a round as a dataset, with a dataset card.
+
+    RUN_DIR is the run's output_dir. Plain DPO trains on the dataset.
+    """
+    from sera_plugin.export import export_round, push
+    from sera_plugin.runfiles import RunFiles
+
+    run = RunFiles.open(run_dir)
+    folder = out or run.root.parent / "export" / f"round-{number:02d}-{form}"
+    exported = export_round(run, number, form, folder)
+    counts = ", ".join(f"{count:,} {source}" for source, count in exported.counts.items())
+    click.echo(f"{exported.folder}: {counts} pairs")
+    if repository is not None:
+        click.echo(push(exported.folder, repository, private=not public))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,26 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read ({error}).") from error
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines.
+
+    Raises:
+        RunError: if it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                yield _object(json.loads(line))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} can't be read ({error}).") from error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a line is not an object")
+    return value
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -82,7 +82,8 @@ def write_run(
         margin = draw.normal(0.5, 1, count)
         kept = np.zeros(count, dtype=bool)
         kept[np.argsort(-margin)[:kept_count]] = True
-        table = ReviewTable(ids, logps, logps, margin, margin, kept)
+        swapped = np.zeros(count, dtype=bool)
+        table = ReviewTable(ids, logps, logps, margin, margin, kept, margin, swapped)
         rows = [RoundRow(f"{ids[i]}/offline", ids[i]) for i in np.flatnonzero(kept)]
         rows += [
             RoundRow(f"{ids[i]}/policy", ids[i], (1, 2, 3), (4, 2), -1.0, -2.0) for i in range(made)

@@ -105,6 +105,11 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
     if len(reviews.numbers) > 1:
         orders += ["margin fell most", "margin rose most"]
     tags = [f"{state} in round {n}" for n in reversed(reviews.numbers) for state in _STATES]
+    tags += [
+        f"swapped in round {n}"
+        for n, swapped in zip(reviews.numbers, reviews.swapped, strict=True)
+        if swapped.any()
+    ]
     return Shown(Explorer("pairs", "Offline pairs", note, shown, tags, orders), complete)
 
 
@@ -126,8 +131,11 @@ def _row(pair: Mapping[str, Any], reviews: Reviews, row: int, moved: np.ndarray)
         "id": pair["example_id"],
         **{name: clipped(pair[name]) for name in TEXTS},
         "tags": [
-            f"{_STATES[int(kept[row])]} in round {number}"
-            for number, kept in zip(reviews.numbers, reviews.kept, strict=True)
+            f"{state} in round {number}"
+            for number, kept, swapped in zip(
+                reviews.numbers, reviews.kept, reviews.swapped, strict=True
+            )
+            for state in (_STATES[int(kept[row])], *(["swapped"] if swapped[row] else []))
         ],
         "numbers": [
             *(

@@ -10,8 +10,6 @@ import pyarrow as pa
 
 from sera_plugin.runfiles import RunError, RunFiles
 
-_COLUMNS = ["example_id", "margin", "ensembled_margin", "kept"]
-
 
 @dataclass(frozen=True)
 class Reviews:
@@ -23,6 +21,7 @@ class Reviews:
         own: m of each review, float64, shape (n,).
         ensembled: m̃ of each review.
         kept: mask of each review.
+        swapped: mask of the pairs whose answers changed places.
         position: example id to row.
     """
 
@@ -31,6 +30,7 @@ class Reviews:
     own: tuple[np.ndarray, ...]
     ensembled: tuple[np.ndarray, ...]
     kept: tuple[np.ndarray, ...]
+    swapped: tuple[np.ndarray, ...]
     position: Mapping[str, int]
 
     @classmethod
@@ -40,7 +40,7 @@ class Reviews:
         Raises:
             RunError: if a file is damaged or the reviews are not of the same pairs.
         """
-        tables = [stored.table("margins.parquet", _COLUMNS) for stored in run.reviewed]
+        tables = [stored.table("margins.parquet") for stored in run.reviewed]
         ids = tuple(tables[0]["example_id"].to_pylist()) if tables else ()
         position = {example_id: row for row, example_id in enumerate(ids)}
         aligned = [_aligned(table, ids, position, run) for table in tables]
@@ -49,9 +49,8 @@ class Reviews:
             numbers=tuple(stored.number for stored in run.reviewed),
             own=tuple(table["margin"].to_numpy() for table in aligned),
             ensembled=tuple(table["ensembled_margin"].to_numpy() for table in aligned),
-            kept=tuple(
-                table["kept"].to_numpy(zero_copy_only=False).astype(bool) for table in aligned
-            ),
+            kept=tuple(_mask(table, "kept") for table in aligned),
+            swapped=tuple(_mask(table, "flipped") for table in aligned),
             position=position,
         )
 
@@ -80,3 +79,9 @@ def _aligned(
     order = np.empty(len(ids), dtype=np.int64)
     order[[position[i] for i in found]] = np.arange(len(ids))
     return table.take(pa.array(order)).combine_chunks()
+
+
+def _mask(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    return table[name].to_numpy(zero_copy_only=False).astype(bool)
