@@ -14,6 +14,7 @@ Data flows one way; read the modules in this order:
 ``rules``          rules of selection: a score for every offline pair
 ``choosing``       label repair, uncertainty and rule: the pairs a round keeps
 ``pairing``        candidates -> best against worst, length penalty, top pairs
+``guard``          whether the reward may rank sampled answers: signals, decision
 ``endings``        how offline answers end, so that sampled ones end alike
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
 ``shards``         finished parts of passes on disk, with checksums, reused by a restart
@@ -21,8 +22,10 @@ Data flows one way; read the modules in this order:
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``scoring``        log-probs of completions under a model (torch, collectives)
 ``sampling``       settings of sampling, from config, tokenizer and data
-``generation``     candidates sampled from the policy (torch, collectives)
+``rollouts``       prompts, sampled answers, and how those are stored
+``generation``     candidates sampled from a model (torch, collectives)
 ``policies``       reference, and snapshots of earlier policies
+``samples``        who wrote the sampled answers, and what they show
 ``bootstrapping``  sampling, scoring and pairing of fresh answers
 ``review``         one review: scoring -> selection -> bootstrap -> round
 ``scaling``        what a run costs in tokens and memory, before it starts

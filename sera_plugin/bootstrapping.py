@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sera_plugin.choosing import History
 from sera_plugin.config import SeraConfig
-from sera_plugin.generation import Prompt, Rollout, Sampler
+from sera_plugin.generation import Sampler
+from sera_plugin.guard import Decision, decide, measure
 from sera_plugin.identity import permutation
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import (
@@ -24,6 +26,8 @@ from sera_plugin.pairing import (
     keep_top,
 )
 from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.rollouts import Prompt
+from sera_plugin.samples import Rollouts, SampleStats, Written, by_answer, for_the_guard
 from sera_plugin.schedule import RoundSize, share_of
 from sera_plugin.scores import PairLogps, ensemble
 from sera_plugin.scoring import Answers, Phase, Scorer, phase_of
@@ -32,49 +36,12 @@ from sera_plugin.tables import ReviewTable
 
 
 @dataclass(frozen=True)
-class SampleStats:
-    """All sampled answers, repeats and empty ones included.
-
-    Attributes:
-        answers: how many were sampled.
-        unique: share that is left when each prompt's repeats are dropped.
-        finished: share that ended by a stop token.
-        kl: mean log πθ/πref over the answers with at least one token, nats.
-    """
-
-    answers: int
-    unique: float
-    finished: float
-    kl: float
-
-    @classmethod
-    def of(
-        cls,
-        rollouts: Mapping[str, tuple[Rollout, ...]],
-        fresh: Mapping[str, Sequence[Candidate]],
-    ) -> SampleStats | None:
-        """Statistics, or None if nothing was sampled; ``fresh`` holds the scored answers."""
-        answers = [(i, rollout) for i, sampled in rollouts.items() for rollout in sampled]
-        if not answers:
-            return None
-        ratio = {
-            (i, c.token_ids, c.finished): c.policy_logp - c.reference_logp
-            for i, candidates in fresh.items()
-            for c in candidates
-        }
-        keys = [(i, r.token_ids, r.finished) for i, r in answers]
-        ratios = [ratio[key] for key in keys if key in ratio]
-        return cls(
-            answers=len(answers),
-            unique=len(set(keys)) / len(keys),
-            finished=float(np.mean([r.finished for _, r in answers])),
-            kl=float(np.mean(ratios)) if ratios else 0.0,
-        )
-
-
-@dataclass(frozen=True)
 class Bootstrapped:
-    """What bootstrapping did: all pools, the pairs kept, α, and why pools gave no pair."""
+    """What bootstrapping did: all pools, the pairs kept, α, and why pools gave no pair.
+
+    ``left_out`` pairs would have been kept without the guard; without samples there is no
+    decision.
+    """
 
     pools: tuple[Pool, ...]
     pairs: tuple[FreshPair, ...]
@@ -82,11 +49,30 @@ class Bootstrapped:
     short: Mapping[Shortfall, int]
     without_room: int
     samples: SampleStats | None
+    decision: Decision | None = None
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a review takes from earlier ones.
+
+    Attributes:
+        table: the previous review, or None at the first.
+        policy: the previous review's policy, if fresh answers are ensembled too.
+        history: margins of the earlier reviews, where the rule of selection needs them.
+        first_spread: the guard's ``spread`` at the first review, or None there.
+    """
+
+    table: ReviewTable | None = None
+    policy: Snapshot | None = None
+    history: History | None = None
+    first_spread: float | None = None
 
 
 @dataclass(frozen=True)
 class Bootstrapper:
-    """Makes new pairs from the policy's own answers. Every rank runs it and finds the same.
+    """Makes new pairs from sampled answers. Every rank runs it and finds the same.
 
     Attributes:
         config: the ``sera:`` block.
@@ -111,8 +97,8 @@ class Bootstrapper:
         size: RoundSize,
         table: ReviewTable,
         reference: PairLogps,
-        previous: ReviewTable | None,
-        previous_policy: Snapshot | None,
+        past: Past,
+        held_out: Sequence[PairLogps] = (),
     ) -> tuple[Bootstrapped, Phase, Phase]:
         """Bootstrap for round ``size.number``; also the generation and the scoring phase.
 
@@ -120,27 +106,20 @@ class Bootstrapper:
             size: the planned sizes of the round.
             table: this round's review of the offline pairs.
             reference: log-probs of D under πref.
-            previous: the previous review, or None at the first.
-            previous_policy: the previous review's policy, if fresh answers are ensembled too.
+            past: what earlier reviews found.
+            held_out: log-ratios of the evaluation sets.
         """
         if size.bootstrapped == 0:
             return Bootstrapped((), (), 0.0, {}, 0, None), Phase(), Phase()
         prompts, without_room = self._prompts(size.number)
-        start = time.perf_counter()
         label = round_label(size.number)
-        origin = self.policies.policy_origin(label)
-        with self.policies.generating() as (model, synced):
-            rollouts = self.sampler.rollouts(
-                model, prompts, self.seed, size.number, synced=synced, origin=origin
-            )
-        sampled = sum(len(r.token_ids) for answers in rollouts.values() for r in answers)
-        generation = Phase(time.perf_counter() - start, sampled, sampled)
-        fresh, scoring = self._score_rollouts(prompts, rollouts, label)
-        samples = SampleStats.of(rollouts, fresh)
-        if previous_policy is not None:
-            fresh, more = self._mix_previous(prompts, fresh, previous_policy, label)
+        written, generation = self._sample(prompts, size.number, label)
+        fresh, scoring = self._score_rollouts(prompts, written, label)
+        samples = SampleStats.of(written, fresh)
+        if past.policy is not None:
+            fresh, more = self._mix_previous(prompts, fresh, past.policy, label)
             scoring += more
-        offline = self._offline_candidates(prompts, table, reference, previous, previous_policy)
+        offline = self._offline_candidates(prompts, table, reference, past)
         pools = tuple(
             Pool(p.example_id, distinct((*fresh[p.example_id], *offline[p.example_id])))
             for p in prompts
@@ -150,9 +129,34 @@ class Bootstrapper:
         if penalty == "auto":
             penalty = balanced_penalty(pools, self.beta)
         pairs, short = bootstrap(pools, self.beta, penalty)
-        kept = tuple(keep_top(pairs, size.bootstrapped))
-        done = Bootstrapped(pools, kept, penalty, short, without_room, samples)
+        answers = for_the_guard(written, fresh, self.beta, penalty)
+        margins = np.concatenate([r.chosen - r.rejected for r in held_out] or [np.zeros(0)])
+        decision = decide(measure(answers, margins, past.first_spread), settings.guard)
+        kept = tuple(keep_top(pairs, decision.limit(size.bootstrapped)))
+        left_out = min(len(pairs), size.bootstrapped) - len(kept)
+        done = Bootstrapped(pools, kept, penalty, short, without_room, samples, decision, left_out)
         return done, generation, scoring
+
+    def _sample(
+        self, prompts: list[Prompt], round_number: int, label: str
+    ) -> tuple[Written, Phase]:
+        """All candidates, by who writes them."""
+        start = time.perf_counter()
+        written: dict[Source, Rollouts] = {}
+        for settings in self.sampler.settings.shared_out(self.config.bootstrap.sampler):
+            origin = self.policies.origin(settings.writer, label)
+            sampler = replace(self.sampler, settings=settings)
+            with self.policies.generating(settings.writer) as (model, synced):
+                written[settings.writer] = sampler.rollouts(
+                    model, prompts, self.seed, round_number, synced=synced, origin=origin
+                )
+        sampled = sum(
+            len(answer.token_ids)
+            for rollouts in written.values()
+            for answers in rollouts.values()
+            for answer in answers
+        )
+        return written, Phase(time.perf_counter() - start, sampled, sampled)
 
     def _prompts(self, round_number: int) -> tuple[list[Prompt], int]:
         """The prompts to sample, chosen by (seed, round, example), and how many have no room."""
@@ -171,16 +175,16 @@ class Bootstrapper:
         return prompts, len(chosen) - len(has_room)
 
     def _score_rollouts(
-        self, prompts: list[Prompt], rollouts: Mapping[str, tuple[Rollout, ...]], label: str
+        self, prompts: list[Prompt], written: Written, label: str
     ) -> tuple[dict[str, list[Candidate]], Phase]:
         start = time.perf_counter()
         flat = [
-            (prompt, answer)
+            (prompt, answer, writer)
             for prompt in prompts
-            for answer in dict.fromkeys(rollouts[prompt.example_id])
+            for answer, writer in by_answer(written, prompt.example_id).items()
             if len(answer.token_ids) > (len(self.sampler.settings.ending) if answer.finished else 0)
         ]
-        answers = Answers([(prompt.token_ids, answer.token_ids) for prompt, answer in flat])
+        answers = Answers([(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat])
         origin = self.policies.policy_origin(label)
         with self.policies.policy() as forward:
             policy = self.scorer.logps(forward, answers, "Scoring sampled answers", origin)
@@ -188,13 +192,13 @@ class Bootstrapper:
         with self.policies.reference() as forward:
             reference = self.scorer.logps(forward, answers, "Reference of sampled answers", origin)
         found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
-        for (prompt, answer), p, r in zip(flat, policy.logps, reference.logps, strict=True):
+        for (prompt, answer, writer), p, r in zip(flat, policy.logps, reference.logps, strict=True):
             if not np.isfinite(p - r):
                 continue
             found[prompt.example_id].append(
                 Candidate(
                     answer.token_ids,
-                    Source.POLICY,
+                    writer,
                     answer.finished,
                     float(p - r),
                     float(p),
@@ -231,8 +235,7 @@ class Bootstrapper:
         prompts: list[Prompt],
         table: ReviewTable,
         reference: PairLogps,
-        previous: ReviewTable | None,
-        previous_policy: Snapshot | None,
+        past: Past,
     ) -> dict[str, tuple[Candidate, ...]]:
         if self.config.bootstrap.pool == "policy":
             return {prompt.example_id: () for prompt in prompts}
@@ -240,8 +243,8 @@ class Bootstrapper:
         policy, ratios = table.policy.aligned(ids), table.ratios.aligned(ids)
         reference = reference.aligned(ids)
         chosen, rejected = ratios.chosen, ratios.rejected
-        if previous is not None and previous_policy is not None:
-            before = previous.ratios.aligned(ids)
+        if past.table is not None and past.policy is not None:
+            before = past.table.ratios.aligned(ids)
             chosen = ensemble(chosen, before.chosen, self.config.ensemble)
             rejected = ensemble(rejected, before.rejected, self.config.ensemble)
         sides = (

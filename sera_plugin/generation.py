@@ -1,4 +1,4 @@
-"""Candidates sampled from the policy. Collectives: those of ``dealing``.
+"""Candidates sampled from a model. Collectives: those of ``dealing``.
 
 Token t of candidate k of an example is drawn by the inverse of the cumulative distribution at a
 number that only (seed, round, example, k, t) determine. So an answer does not depend on the batch
@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -23,6 +22,8 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from sera_plugin.dealing import deal
 from sera_plugin.endings import finish
 from sera_plugin.identity import uniforms
+from sera_plugin.pairing import Source
+from sera_plugin.rollouts import Answered, Prompt, Rollout, RolloutCodec
 from sera_plugin.scoring import plan_batches
 from sera_plugin.shards import Origin, Shards
 
@@ -30,61 +31,7 @@ SHARD_BATCHES = 2
 """Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt to answer: its example's id and its token ids."""
-
-    example_id: str
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A sampled answer: tokens with their ending if it finished."""
-
-    token_ids: tuple[int, ...]
-    finished: bool
-
-
-Answered = list[tuple[str, tuple[Rollout, ...]]]
-"""What a batch gives: the answers to each of its prompts, with the example's id."""
-
-_ROLLOUTS = pa.schema(
-    [
-        ("batch", pa.int64()),
-        ("example_id", pa.string()),
-        ("finished", pa.bool_()),
-        ("token_ids", pa.list_(pa.int64())),
-    ]
-)
-
-
-class RolloutCodec:
-    """Answers of batches as a table with a row per answer, candidates in their order."""
-
-    def encode(self, found: Mapping[int, Answered]) -> pa.Table:
-        rows = [
-            (number, example_id, answer.finished, answer.token_ids)
-            for number, answered in found.items()
-            for example_id, answers in answered
-            for answer in answers
-        ]
-        columns = zip(*rows, strict=True)
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, _ROLLOUTS, strict=True)
-        ]
-        return pa.table(arrays, schema=_ROLLOUTS)
-
-    def decode(self, table: pa.Table) -> dict[int, Answered]:
-        found: dict[int, dict[str, list[Rollout]]] = {}
-        columns = (table[name].to_pylist() for name in _ROLLOUTS.names)
-        for number, example_id, finished, token_ids in zip(*columns, strict=True):
-            answers = found.setdefault(number, {}).setdefault(example_id, [])
-            answers.append(Rollout(tuple(token_ids), finished))
-        return {
-            number: [(example_id, tuple(answers)) for example_id, answers in answered.items()]
-            for number, answered in found.items()
-        }
+_BAR = {Source.POLICY: "sampling", Source.REFERENCE: "sampling from the reference"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +48,8 @@ class Sampling:
         stops: token ids that end sampling.
         pad_token_id: fills prompts on the left and finished answers on the right.
         token_budget: most padded tokens of a batch.
+        writer: whose answers they are, the policy's or the reference's.
+        first_candidate: number of the first answer; an answer is drawn by its number.
     """
 
     num_candidates: int
@@ -112,6 +61,30 @@ class Sampling:
     stops: frozenset[int]
     pad_token_id: int
     token_budget: int
+    writer: Source = Source.POLICY
+    first_candidate: int = 0
+
+    def shared_out(self, sampler: str) -> tuple[Sampling, ...]:
+        """The passes that sample all candidates of a prompt.
+
+        Args:
+            sampler: ``sera.bootstrap.sampler``. For ``mixed`` the policy writes the first half of
+                the answers, the larger one of an odd number, and the reference the others.
+        """
+        if sampler == "policy":
+            return (self,)
+        if sampler == "reference":
+            return (replace(self, writer=Source.REFERENCE),)
+        own = (self.num_candidates + 1) // 2
+        return (
+            replace(self, num_candidates=own),
+            replace(
+                self,
+                num_candidates=self.num_candidates - own,
+                writer=Source.REFERENCE,
+                first_candidate=own,
+            ),
+        )
 
     def room(self, prompt_tokens: int) -> int:
         """Most tokens to sample behind a prompt; the ending takes the stop token's place."""
@@ -181,7 +154,7 @@ class Sampler:
         Every rank must call this with the same prompts, each with room for at least one token.
 
         Args:
-            model: the policy, ready for ``generate``, in evaluation mode.
+            model: the one that writes, ready for ``generate``, in evaluation mode.
             prompts: what is answered.
             seed: the run's seed.
             round_number: the round that is being built.
@@ -203,7 +176,7 @@ class Sampler:
                 model, [prompts[i] for i in batches[number]], seed, round_number, synced
             ),
             group=SHARD_BATCHES,
-            description=f"Round {round_number}: sampling",
+            description=f"Round {round_number}: {_BAR[self.settings.writer]}",
             codec=RolloutCodec(),
             shards=self._shards(origin, prompts, seed, round_number),
             stored=origin is not None,
@@ -284,7 +257,9 @@ class Sampler:
         draws = [
             uniforms(steps, seed, round_number, prompt.example_id, "candidate", copy)
             for prompt in prompts
-            for copy in range(settings.num_candidates)
+            for copy in range(
+                settings.first_candidate, settings.first_candidate + settings.num_candidates
+            )
         ]
         processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
         if settings.top_p < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sera_plugin.offline import OfflinePairs
-from sera_plugin.pairing import Source
 from sera_plugin.review import Review
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Phase
@@ -30,7 +29,6 @@ def review_metrics(
     review: Review,
     pairs: OfflinePairs,
     previous: ReviewTable | None,
-    evaluation: dict[str, PairLogps],
 ) -> dict[str, float]:
     """Numbers of one review, without the ``sera/`` prefix; missing ones are left out.
 
@@ -38,7 +36,6 @@ def review_metrics(
         review: the review.
         pairs: D.
         previous: the previous review's table, for the overlap of the kept sets.
-        evaluation: log-ratios of the evaluation sets by name.
     """
     table, fresh = review.table, review.bootstrapped
     margin = table.margin[np.isfinite(table.margin)]
@@ -59,13 +56,14 @@ def review_metrics(
     }
     for q in QUANTILES:
         found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
-    for name, ratios in evaluation.items():
+    for name, ratios in review.held_out.items():
         found[f"accuracy_{name}"] = accuracy(ratios)
     if previous is not None:
         found["kept_overlap"] = overlap(table.kept, previous.kept)
     found |= {f"short_{reason.value}": float(count) for reason, count in fresh.short.items()}
     found |= _lengths(review, pairs)
     found |= _samples(review)
+    found |= _guard(review)
     found |= _speed("scoring", review.scoring)
     if fresh.samples:
         found |= _speed("generation", review.generation)
@@ -82,7 +80,7 @@ def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
     if fresh:
         found["chosen_tokens_bootstrapped"] = _mean(len(p.chosen.token_ids) for p in fresh)
         found["rejected_tokens_bootstrapped"] = _mean(len(p.rejected.token_ids) for p in fresh)
-        found["fresh_chosen_share"] = _mean(p.chosen.source is Source.POLICY for p in fresh)
+        found["fresh_chosen_share"] = _mean(p.chosen.source.sampled for p in fresh)
         found["bootstrapped_margin_mean"] = _mean(p.margin for p in fresh)
     return found
 
@@ -91,13 +89,40 @@ def _samples(review: Review) -> dict[str, float]:
     samples = review.bootstrapped.samples
     if samples is None:
         return {}
-    return {
+    found = {
         "unique_answer_ratio": samples.unique,
         "finished_answer_ratio": samples.finished,
+    }
+    if samples.kl is not None:
         # E[log πθ/πref] over the policy's own samples estimates KL(πθ‖πref); biased where the
         # sampling temperature is not 1 or top_p cuts.
-        "kl_policy_samples": samples.kl,
+        found["kl_policy_samples"] = samples.kl
+    return found
+
+
+def _guard(review: Review) -> dict[str, float]:
+    decision = review.bootstrapped.decision
+    if decision is None:
+        return {}
+    found = {
+        "guard_share": decision.share,
+        "guard_left_out": float(review.bootstrapped.left_out),
+        **{f"guard_{name}": signal.value for name, signal in decision.signals.by_name().items()},
     }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def first_spread(summaries: Sequence[Mapping[str, float]]) -> float | None:
+    """The spread of the reward at the first review that measured it, from the rounds so far."""
+    return next((s["guard_spread"] for s in summaries if "guard_spread" in s), None)
+
+
+def guard_text(review: Review) -> dict[str, str]:
+    """What the guard decided and why, for the stored summary; empty without bootstrapping."""
+    decision = review.bootstrapped.decision
+    if decision is None:
+        return {}
+    return {"guard": decision.sentence(review.size.bootstrapped)}
 
 
 def _speed(name: str, phase: Phase) -> dict[str, float]:
@@ -119,6 +144,7 @@ def table_text(rows: Sequence[dict[str, float]]) -> str:
         "kept": ("kept", "{:.0f}"),
         "bootstrapped": ("fresh", "{:.0f}"),
         "shortfall": ("filled", "{:.0f}"),
+        "guard_share": ("guard", "{:.0%}"),
         "margin_mean": ("margin", "{:.3f}"),
         "threshold": ("threshold", "{:.3f}"),
         "accuracy_train": ("accuracy", "{:.1%}"),

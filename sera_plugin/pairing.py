@@ -16,8 +16,14 @@ class Source(StrEnum):
     """Where a candidate comes from."""
 
     POLICY = "policy"
+    REFERENCE = "reference"
     CHOSEN = "offline_chosen"
     REJECTED = "offline_rejected"
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it was sampled, from the policy or the reference, for this round."""
+        return self in (Source.POLICY, Source.REFERENCE)
 
 
 class Shortfall(StrEnum):
@@ -35,7 +41,7 @@ class Candidate:
 
     Attributes:
         token_ids: the answer's tokens, with its ending if it is finished.
-        source: sampled from the policy, or one of the two offline answers.
+        source: sampled from the policy or the reference, or one of the two offline answers.
         finished: False if sampling was cut before a stop token.
         log_ratio: log πθ(y|x) − log πref(y|x), nats.
         policy_logp: log πθ(y|x), nats.
@@ -76,7 +82,7 @@ class FreshPair:
 def distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates with different tokens; an offline answer stands for its sampled copies."""
     first: dict[tuple[int, ...], Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: c.source is Source.POLICY):
+    for candidate in sorted(candidates, key=lambda c: c.source.sampled):
         first.setdefault(candidate.token_ids, candidate)
     return tuple(first.values())
 
@@ -103,7 +109,7 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> FreshPair | S
     margin = best.reward(beta, penalty) - worst.reward(beta, penalty)
     if not margin > 0:
         return Shortfall.TRUNCATED if ranked[0] is not best else Shortfall.EQUAL_REWARDS
-    if Source.POLICY not in (best.source, worst.source):
+    if not (best.source.sampled or worst.source.sampled):
         return Shortfall.NOT_NEW
     return FreshPair(pool.example_id, best, worst, margin, pool)
 

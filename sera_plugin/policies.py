@@ -25,6 +25,7 @@ from sera_plugin.host import (
     use_adapter,
 )
 from sera_plugin.logs import logger
+from sera_plugin.pairing import Source
 from sera_plugin.scaling import choose_gather
 from sera_plugin.scoring import Forward, inference
 from sera_plugin.shards import Origin
@@ -215,18 +216,30 @@ class Policies:
         )
 
     @contextmanager
-    def generating(self) -> Iterator[tuple[PreTrainedModel, bool]]:
-        """πθ ready for ``generate``, and whether ranks must take every decoding step together."""
-        zero3 = self._trainer.is_deepspeed_enabled and hasattr(
-            next(self.unwrapped.parameters()), "ds_id"
-        )
-        gather = zero3 and self._gather()
-        with self._quiet(), gathered_weights(self._model) if gather else nullcontext():
-            yield self.unwrapped, (zero3 and not gather) or self._trainer.is_fsdp_enabled
+    def generating(self, writer: Source = Source.POLICY) -> Iterator[tuple[PreTrainedModel, bool]]:
+        """πθ or πref ready for ``generate``, and whether ranks must take every decoding step
+        together."""
+        trainer, wrapped, scoring = self._trainer, self._model, self.policy()
+        if writer is Source.REFERENCE:
+            scoring = self.reference()
+            if self.reference_snapshot is None and trainer.ref_model is not None:
+                wrapped = trainer.ref_model
+        bare = trainer.accelerator.unwrap_model(wrapped)
+        zero3 = trainer.is_deepspeed_enabled and hasattr(next(bare.parameters()), "ds_id")
+        gather = zero3 and self._gather(bare)
+        with scoring, gathered_weights(wrapped) if gather else nullcontext():
+            yield bare, (zero3 and not gather) or trainer.is_fsdp_enabled
 
-    def _gather(self) -> bool:
+    def origin(self, writer: Source, label: str) -> Origin:
+        """Where a pass of πθ or πref belongs."""
+        if writer is Source.REFERENCE:
+            return self.reference_origin(label)
+        return self.policy_origin(label)
+
+    def _gather(self, model: torch.nn.Module) -> bool:
         """Decide, equally on every rank, whether sampling gathers all weights."""
-        weights = sum(p.ds_numel * p.element_size() for p in self.unwrapped.parameters())
+        parameters: Iterator[Any] = model.parameters()
+        weights = sum(p.ds_numel * p.element_size() for p in parameters)
         free = min(gather_object([_free_bytes(self._trainer.accelerator.device)]))
         gather, why = choose_gather(self._trainer.sera.bootstrap.gather, weights, free)
         LOG.info("Sampling %s all weights on every rank (%s).", _DOES[gather], why)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sera_plugin.bootstrapping import Bootstrapped, Bootstrapper
+from sera_plugin.bootstrapping import Bootstrapped, Bootstrapper, Past
 from sera_plugin.choosing import Choice, History, choose
 from sera_plugin.config import SeraConfig
 from sera_plugin.offline import OfflineAnswers, OfflinePairs
-from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.policies import Policies
 from sera_plugin.rounds import Composition, compose
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
@@ -24,7 +24,7 @@ from sera_plugin.tables import ReviewTable
 
 @dataclass(frozen=True)
 class Review:
-    """The result of one review."""
+    """The result of one review; ``held_out`` has the log-ratios of the evaluation sets."""
 
     size: RoundSize
     table: ReviewTable
@@ -33,6 +33,7 @@ class Review:
     composition: Composition
     bootstrapped: Bootstrapped
     evaluation: Mapping[str, PairLogps]
+    held_out: Mapping[str, PairLogps]
     scoring: Phase
     generation: Phase
 
@@ -65,35 +66,43 @@ class Reviewer:
         self,
         size: RoundSize,
         reference: PairLogps,
-        previous: ReviewTable | None,
-        previous_policy: Snapshot | None,
-        earlier: History | None = None,
+        held_out_reference: Mapping[str, PairLogps],
+        past: Past,
     ) -> Review:
         """Compose round ``size.number``.
 
         Args:
             size: the planned sizes of the round.
             reference: log-probs of D under πref.
-            previous: the previous review, or None at the first.
-            previous_policy: the previous review's policy, if fresh answers are ensembled too.
-            earlier: margins of the earlier reviews, where the rule needs them.
+            held_out_reference: log-probs of the evaluation sets under πref.
+            past: what earlier reviews found.
         """
-        table, choice, history, scoring = self._select(size, reference, previous, earlier)
-        evaluation = {}
+        table, choice, history, scoring = self._select(size, reference, past)
+        evaluation, ratios = {}, {}
         for name, held_out in self.evaluation.items():
             evaluation[name], phase = self.score_offline(
                 held_out, f"Scoring {name} pairs", label=round_label(size.number)
             )
             scoring += phase
+            ratios[name] = log_ratios(evaluation[name], held_out_reference[name])
         ranked = [table.ids[i] for i in choice.ranked]
         flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
         fresh, generation, more = self.bootstrapper.run(
-            size, table, reference, previous, previous_policy
+            size, table, reference, past, tuple(ratios.values())
         )
         composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs, flipped)
         scoring += more
         return Review(
-            size, table, choice, history, composition, fresh, evaluation, scoring, generation
+            size,
+            table,
+            choice,
+            history,
+            composition,
+            fresh,
+            evaluation,
+            ratios,
+            scoring,
+            generation,
         )
 
     def score_offline(
@@ -123,11 +132,7 @@ class Reviewer:
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
     def _select(
-        self,
-        size: RoundSize,
-        reference: PairLogps,
-        previous: ReviewTable | None,
-        earlier: History | None,
+        self, size: RoundSize, reference: PairLogps, past: Past
     ) -> tuple[ReviewTable, Choice, History, Phase]:
         policy, phase = self.score_offline(
             self.pairs,
@@ -142,8 +147,9 @@ class Reviewer:
             self.config.selection.margin,
         )
         check_numbers(own, self.config.max_set_aside, f"round {size.number}")
-        before = _aligned_margins(previous, self.pairs.ids)
+        before = _aligned_margins(past.table, self.pairs.ids)
         mixed = set_aside(ensemble(own, before, self.config.ensemble))
+        earlier = past.history
         history = History.of(
             [*(earlier.margin if earlier else ()), own],
             [*(earlier.ensembled if earlier else ()), mixed],

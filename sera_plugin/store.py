@@ -169,7 +169,7 @@ class RunStore:
         for number in range(1, last + 1):
             path = self.round_dir(number) / "summary.json"
             summary = (_read_summary(path) if path.exists() else None) or {"round": float(number)}
-            found.append({k: v for k, v in summary.items() if v is not None})
+            found.append({k: v for k, v in summary.items() if isinstance(v, (int, float))})
         return found
 
     def read_tables(self, last: int) -> list[ReviewTable]:

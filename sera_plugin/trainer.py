@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
-from sera_plugin.bootstrapping import Bootstrapper
+from sera_plugin.bootstrapping import Bootstrapper, Past
 from sera_plugin.changes import compare
 from sera_plugin.choosing import History
 from sera_plugin.config import SeraConfigError, parse_block
@@ -22,7 +22,7 @@ from sera_plugin.external import external_margins
 from sera_plugin.generation import Sampler
 from sera_plugin.host import RoundTrainer, plugin_config
 from sera_plugin.logs import logger
-from sera_plugin.metrics import review_metrics, table_text
+from sera_plugin.metrics import first_spread, guard_text, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.records import write_log, write_pairs
@@ -30,7 +30,7 @@ from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
-from sera_plugin.scores import PairLogps, log_ratios
+from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.stopping import EXIT_CODE, StopOnSignal
@@ -220,20 +220,15 @@ class SeRATrainer(RoundTrainer):
     def _review(self, number: int) -> list[RoundRow]:
         self._leave_if_asked(save=True)
         size = self.schedule.rounds[number - 1]
-        review = self.reviewer.review(
-            size, self.reference, self.table, self.policy_snapshot, self.history
-        )
+        past = Past(self.table, self.policy_snapshot, self.history, first_spread(self.summaries))
+        review = self.reviewer.review(size, self.reference, self.held_out_reference, past)
         previous_reference = self.sera.reference == "previous"
         rows = rows_of(
             review.composition, self.args.seed, number, previous_reference=previous_reference
         )
         # Rank 0 decides: rounding may differ between ranks, the round must not.
         record: RoundRecord = self._shared(lambda: RoundRecord(review.table, rows))
-        ratios = {
-            name: log_ratios(logps, self.held_out_reference[name])
-            for name, logps in review.evaluation.items()
-        }
-        metrics = review_metrics(review, self.pairs, self.table, ratios)
+        metrics = review_metrics(review, self.pairs, self.table)
         self._publish(number, record, review, metrics)
         self.table = record.table
         self.history = review.history if self.sera.selection.looks_back else None
@@ -252,7 +247,10 @@ class SeRATrainer(RoundTrainer):
         if self.accelerator.is_main_process:
             fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
             candidates = candidate_rows(review, self.beta)
-            folder = self.store.write_round(number, record, fresh, metrics, candidates)
+            summary = metrics | guard_text(review)
+            if "guard" in summary:
+                LOG.info("Round %d, guard: %s", number, summary["guard"])
+            folder = self.store.write_round(number, record, fresh, summary, candidates)
             # This round's are kept: a kill before its first checkpoint makes it anew from them.
             self.store.drop_work(number - 1)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))

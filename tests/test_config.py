@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sera_plugin.config import (
     BootstrapConfig,
+    GuardConfig,
     SelectionConfig,
     SeraArgs,
     SeraConfig,
@@ -17,7 +18,7 @@ from sera_plugin.config import (
     parse_block,
 )
 
-MODELS = (SeraConfig, SelectionConfig, BootstrapConfig)
+MODELS = (SeraConfig, SelectionConfig, BootstrapConfig, GuardConfig)
 KEYS = sorted({name for model in MODELS for name in model.model_fields})
 
 
@@ -44,6 +45,7 @@ def test_no_block_means_off_and_true_means_defaults():
 
 def test_defaults():
     assert SeraConfig().model_dump() == {
+        "preset": "default",
         "warmup_rounds": 1,
         "ensemble": 0.3,
         "selection": {
@@ -70,12 +72,22 @@ def test_defaults():
             "num_candidates": 4,
             "prompts": 0.6,
             "pool": "policy_and_offline",
+            "sampler": "policy",
             "temperature": 0.7,
             "top_p": 1.0,
             "max_new_tokens": 512,
             "length_penalty": 0.0,
             "ensemble": False,
             "gather": "auto",
+            "guard": {
+                "enabled": True,
+                "max_drift": 0.5,
+                "max_spread": 3.0,
+                "max_length_correlation": 0.3,
+                "min_agreement": 0.6,
+                "min_accuracy": 0.5,
+                "min_prompts": 16,
+            },
         },
         "max_set_aside": 0.01,
         "reference": "fixed",
@@ -85,6 +97,57 @@ def test_defaults():
 def test_null_means_default_at_every_level():
     raw = {"ensemble": None, "selection": None, "bootstrap": {"top_p": None, "fraction": 0.1}}
     assert parse_block(raw) == SeraConfig(bootstrap=BootstrapConfig(fraction=0.1))
+
+
+@pytest.mark.parametrize(
+    ("raw", "changes"),
+    [
+        ({"preset": "default"}, {}),
+        ({"preset": None}, {}),
+        ({"preset": "select"}, {"preset": "select", "bootstrap": {"fraction": 0.0}}),
+        (
+            {"preset": "paper"},
+            {"preset": "paper", "bootstrap": {"ensemble": True, "guard": {"enabled": False}}},
+        ),
+        # What is written out wins, at every level.
+        (
+            {"preset": "paper", "ensemble": 0.5, "bootstrap": {"ensemble": False, "guard": True}},
+            {"preset": "paper", "ensemble": 0.5},
+        ),
+        (
+            {"preset": "paper", "bootstrap": {"guard": {"max_drift": 1}}},
+            {"preset": "paper", "bootstrap": {"ensemble": True, "guard": {"max_drift": 1.0}}},
+        ),
+        (
+            {"preset": "select", "selection": {"keep": 0.5}, "bootstrap": {"fraction": 0.1}},
+            {"preset": "select", "selection": {"keep": 0.5}, "bootstrap": {"fraction": 0.1}},
+        ),
+        ({"bootstrap": {"guard": False}}, {"bootstrap": {"guard": {"enabled": False}}}),
+        ({"bootstrap": {"guard": True}}, {}),
+        ({"bootstrap": {"guard": {"max_spread": None}}}, {}),
+    ],
+)
+def test_presets_and_switches(raw, changes):
+    def over(base, more):
+        return {
+            **base,
+            **{k: over(base[k], v) if isinstance(v, dict) else v for k, v in more.items()},
+        }
+
+    assert parse_block(raw).model_dump() == over(SeraConfig().model_dump(), changes)
+
+
+def test_a_preset_holds_where_the_block_is_not_raw():
+    assert SeraConfig(preset="select").bootstrap.fraction == 0
+    assert SeraArgs(sera={"preset": "select"}).sera.bootstrap.fraction == 0
+    again = parse_block({"preset": "paper"})
+    assert parse_block(again.model_dump()) == again
+
+
+def test_the_schema_allows_a_switch_in_the_place_of_the_guard():
+    schema = SeraConfig.model_json_schema()["$defs"]["BootstrapConfig"]["properties"]["guard"]
+    assert {"type": "boolean"} in schema["anyOf"]
+    assert any(option.get("$ref", "").endswith("GuardConfig") for option in schema["anyOf"])
 
 
 def test_a_parsed_block_parses_again_to_the_same():
@@ -176,6 +239,33 @@ def test_every_field_has_a_description(model):
             "sera.bootstrap.ensemble: 'yes please' is not allowed; it must be true or false.",
         ),
         (
+            {"preset": "papers"},
+            "sera.preset: 'papers' is not allowed; it must be default or paper or select.",
+        ),
+        (
+            {"preset": ["paper"]},
+            "sera.preset: ['paper'] is not allowed; it must be default or paper or select.",
+        ),
+        (
+            {"bootstrap": {"guard": "on"}},
+            "sera.bootstrap.guard: 'on' is not allowed; it must be a block of keys or true or "
+            "false.",
+        ),
+        (
+            {"bootstrap": {"guard": {"max_drift": 0}}},
+            "sera.bootstrap.guard.max_drift: 0 is not allowed; it must be a number above 0 up to "
+            "2147483647.",
+        ),
+        (
+            {"bootstrap": {"guard": {"enabled": 1}}},
+            "sera.bootstrap.guard.enabled: 1 is not allowed; it must be true or false.",
+        ),
+        (
+            {"bootstrap": {"sampler": "mixed", "num_candidates": 1}},
+            "sera.bootstrap.num_candidates: 1 is not enough for sera.bootstrap.sampler: mixed; it "
+            "must be 2 or more, one for each writer.",
+        ),
+        (
             {"bootstrap": {"fraction": 0.9}},
             "sera.bootstrap.prompts: 0.6 is below sera.bootstrap.fraction: 0.9; a prompt gives at "
             "most one pair, so it must be at least as large.",
@@ -202,6 +292,8 @@ def test_errors_word_for_word(raw, expected):
     [
         ({"ensembel": 0.3}, "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"),
         ({"bootstrap": {"topp": 1}}, "did you mean top_p?"),
+        ({"bootstrap": {"guard": {"max_drif": 1}}}, "did you mean max_drift?"),
+        ({"max_drift": 1}, "did you mean sera.bootstrap.guard.max_drift?"),
         ({"bootstrap": {"num_candidate": 1}}, "did you mean num_candidates?"),
         ({"selection": {"margins": 1}}, "did you mean margin?"),
         # A key of another block is named with its path.

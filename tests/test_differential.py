@@ -118,6 +118,7 @@ def run(
                 "prompts": 0.8,
                 "max_new_tokens": 12,
                 "length_penalty": PENALTY,
+                "guard": False,
                 **changes.get("bootstrap", {}),
             },
             "reference": changes.get("reference", "fixed"),

@@ -55,7 +55,8 @@ BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
 def _sera(**bootstrap: Any) -> dict[str, Any]:
     return {
         "selection": {"keep": KEPT},
-        "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 24, **bootstrap},
+        "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 24, "guard": False}
+        | bootstrap,
     }
 
 

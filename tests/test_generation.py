@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from sera_plugin.generation import InverseCdfSampler, Prompt, Rollout, Sampler, Sampling
 from sera_plugin.identity import uniforms
+from sera_plugin.pairing import Source
 
 VOCABULARY, PAD, EOS, END = 40, 0, 1, 2
 SETTINGS = Sampling(
@@ -142,6 +143,29 @@ def test_answers_do_not_depend_on_the_batch(model, budget, temperature):
 def test_more_candidates_begin_with_the_fewer_ones(model):
     few, many = sample(model), sample(model, num_candidates=5)
     assert {name: rollouts[:3] for name, rollouts in many.items()} == few
+
+
+def test_candidates_are_drawn_by_their_numbers(model):
+    whole = sample(model, num_candidates=5)
+    first, rest = (
+        sample(model, num_candidates=n, first_candidate=start) for n, start in [(3, 0), (2, 3)]
+    )
+    assert {i: first[i] + rest[i] for i in whole} == whole
+
+
+@pytest.mark.parametrize(
+    ("sampler", "candidates", "passes"),
+    [
+        ("policy", 3, [(Source.POLICY, 3, 0)]),
+        ("reference", 3, [(Source.REFERENCE, 3, 0)]),
+        ("mixed", 4, [(Source.POLICY, 2, 0), (Source.REFERENCE, 2, 2)]),
+        ("mixed", 5, [(Source.POLICY, 3, 0), (Source.REFERENCE, 2, 3)]),
+        ("mixed", 2, [(Source.POLICY, 1, 0), (Source.REFERENCE, 1, 1)]),
+    ],
+)
+def test_who_writes_which_candidates(sampler, candidates, passes):
+    found = replace(SETTINGS, num_candidates=candidates).shared_out(sampler)
+    assert [(s.writer, s.num_candidates, s.first_candidate) for s in found] == passes
 
 
 def test_answers_repeat_and_do_not_touch_torchs_random_state(model):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from sera_plugin.bootstrapping import Bootstrapped, SampleStats
+from sera_plugin.bootstrapping import Bootstrapped
 from sera_plugin.choosing import Choice, History
-from sera_plugin.generation import Rollout
-from sera_plugin.metrics import accuracy, review_metrics, table_text
+from sera_plugin.guard import Decision, Estimate, Signals
+from sera_plugin.metrics import accuracy, first_spread, guard_text, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate, FreshPair, Pool, Shortfall, Source
 from sera_plugin.review import Review
 from sera_plugin.rounds import Composition
+from sera_plugin.samples import SampleStats
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Phase
@@ -53,13 +54,19 @@ STATS = SampleStats(answers=6, unique=0.5, finished=0.75, kl=1.25)
 POOLS = (Pool("a", (LONG, CUT, OFFLINE)), Pool("b", (OFFLINE, CUT)))
 
 
-def review_of(fresh=True):
+QUIET = Estimate(0.25, 0.1, 20)
+DECISION = Decision(
+    0.5, "so it is", Signals(QUIET, QUIET, QUIET, QUIET, QUIET, Estimate(np.nan, np.nan, 0))
+)
+
+
+def review_of(fresh=True, held_out=None):
     pairs = (
         FreshPair("a", LONG, CUT, 0.5, POOLS[0]),
         FreshPair("b", OFFLINE, CUT, 0.3, POOLS[1]),
     )
     found = (
-        Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, STATS)
+        Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, STATS, DECISION, 1)
         if fresh
         else Bootstrapped((), (), 0.0, {}, 0, None)
     )
@@ -72,6 +79,7 @@ def review_of(fresh=True):
         composition=Composition(("a", "b"), ("d", "c"), found.pairs, frozenset("c")),
         bootstrapped=found,
         evaluation={},
+        held_out=held_out or {},
         scoring=Phase(4.0, 1000, 1200),
         generation=Phase(2.0, 300, 300),
     )
@@ -79,10 +87,9 @@ def review_of(fresh=True):
 
 def test_every_number_by_hand():
     found = review_metrics(
-        review_of(),
+        review_of(held_out={"eval": logps([1, 2], [0, 3], ("x", "y"))}),
         PAIRS,
         table_of([True, False, True, False]),
-        {"eval": logps([1, 2], [0, 3], ("x", "y"))},
     )
     assert found == pytest.approx(
         {
@@ -118,6 +125,13 @@ def test_every_number_by_hand():
             "unique_answer_ratio": 0.5,
             "finished_answer_ratio": 0.75,
             "kl_policy_samples": 1.25,
+            "guard_share": 0.5,
+            "guard_left_out": 1,
+            "guard_drift": 0.25,
+            "guard_spread": 0.25,
+            "guard_spread_ratio": 0.25,
+            "guard_length_correlation": 0.25,
+            "guard_agreement": 0.25,
             "seconds_scoring": 4,
             "tokens_per_second_scoring": 250,
             "seconds_generation": 2,
@@ -127,25 +141,23 @@ def test_every_number_by_hand():
 
 
 def test_what_was_not_done_is_left_out():
-    found = review_metrics(review_of(fresh=False), PAIRS, None, {})
+    found = review_metrics(review_of(fresh=False), PAIRS, None)
     for name in found:
-        assert not name.startswith(("accuracy_eval", "kl_", "unique", "finished", "short_"))
+        assert not name.startswith(
+            ("accuracy_eval", "kl_", "unique", "finished", "short_", "guard")
+        )
     assert not {"kept_overlap", "seconds_generation", "chosen_tokens_bootstrapped"} & set(found)
     assert all(type(value) is float and np.isfinite(value) for value in found.values())
 
 
-def test_statistics_of_samples_count_repeats_and_empty_answers():
-    long, cut, empty = Rollout((1, 2, 3, 4), True), Rollout((5, 6), False), Rollout((9,), True)
-    rollouts = {"a": (long, cut, long, empty), "b": (cut, cut)}
-    # An empty answer is the ending alone; it is sampled but not scored.
-    found = SampleStats.of(rollouts, {"a": [LONG, CUT], "b": [CUT]})
-    assert found == SampleStats(
-        answers=6,
-        unique=pytest.approx(4 / 6),  # three of "a", one of "b"
-        finished=pytest.approx(3 / 6),
-        kl=pytest.approx((2 - 1 + 2 - 1 - 1) / 5),
-    )
-    assert SampleStats.of({}, {}) is None
+def test_what_the_guard_decided_is_said_and_its_first_spread_found_again():
+    assert guard_text(review_of()) == {
+        "guard": "at most 2 of 4 planned bootstrapped pairs may enter: so it is."
+    }
+    assert guard_text(review_of(fresh=False)) == {}
+    rounds = [{"round": 1.0}, {"guard_share": 1.0}, {"guard_spread": 2.5}, {"guard_spread": 7.0}]
+    assert first_spread(rounds) == 2.5
+    assert first_spread(rounds[:2]) is None
 
 
 def test_accuracy_by_hand():
@@ -155,13 +167,13 @@ def test_accuracy_by_hand():
 
 def test_the_table_shows_every_round_on_a_line_of_its_own():
     first = {"round": 1.0, "kept": 61135.0, "seconds_training": 3600.04}
-    second = review_metrics(review_of(), PAIRS, table_of([True, False, True, False]), {})
+    second = review_metrics(review_of(), PAIRS, table_of([True, False, True, False]))
     text = table_text([first, second])
     lines = [line for line in text.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     assert cells == [
-        ["1", "61135", *["-"] * 9, "3600.0"],
-        ["3", "2", "2", "2", "-0.250", "0.500", "50.0%", "50.0%", "1.25", "4.0", "2.0", "-"],
+        ["1", "61135", *["-"] * 10, "3600.0"],
+        ["3", "2", "2", "2", "50%", "-0.250", "0.500", "50.0%", "50.0%", "1.25", "4.0", "2.0", "-"],
     ]
     assert "\x1b" not in text
     assert text.splitlines()[0].strip() == "SeRA rounds"
@@ -173,6 +185,7 @@ def test_the_table_of_a_long_run_is_not_cut():
         "kept": 1234567.0,
         "bootstrapped": 1234567.0,
         "shortfall": 1234567.0,
+        "guard_share": 1.0,
         "margin_mean": -1234.567,
         "threshold": -1234.567,
         "accuracy_train": 1.0,

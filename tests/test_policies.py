@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sera_plugin.files import StoreError
+from sera_plugin.pairing import Source
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.store import RunStore
 
@@ -279,6 +280,28 @@ def test_the_model_that_generates_is_the_bare_one_in_evaluation_mode(fsdp):
         assert synced is fsdp  # under FSDP every rank must take every step
         assert not any(module.training for module in bare.modules())
     assert model.training
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full", "previous"])
+def test_the_reference_generates_as_what_it_scores(kind):
+    model = with_adapter() if kind == "adapter" else small_model()
+    base = small_model().eval()
+    policies = policies_of(model, small_model().train() if kind == "full" else None)
+    if kind == "previous":
+        policies.reference_snapshot = Snapshot.take(model)
+    if kind != "adapter":
+        shift(model, 7)
+    before = bytes_of(model)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    expected = base.generate(INPUT, **options)
+    with policies.generating(Source.REFERENCE) as (bare, synced):
+        assert not synced
+        assert not any(module.training for module in bare.modules())
+        assert torch.equal(logits(bare), logits(base))
+        assert torch.equal(bare.generate(INPUT, **options), expected)
+    assert same(bytes_of(model), before)
+    assert policies.origin(Source.REFERENCE, "round-02") == policies.reference_origin("round-02")
+    assert policies.origin(Source.POLICY, "round-02") == policies.policy_origin("round-02")
 
 
 @pytest.mark.parametrize("adapter", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sera_plugin import metrics, tables
 from sera_plugin.checks import _UNSUPPORTED
 from sera_plugin.config import SeraArgs, SeraConfig
 from sera_plugin.config.parsing import allowed_at
+from sera_plugin.guard import Signals
 from sera_plugin.pairing import Shortfall
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,7 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
     written = {name for pair in found for name in pair if name}
     written |= {f"margin_q{q:02d}" for q in metrics.QUANTILES}
     written |= {f"short_{reason.value}" for reason in Shortfall}
+    written |= {f"guard_{signal.name}" for signal in fields(Signals)}
     assert {"threshold", "kept_overlap", "kl_policy_samples"} <= written
     assert written <= listed
     others = {"accuracy_eval", "seconds_training"}

@@ -82,7 +82,9 @@ def run(
         micro_batch_size=4,
         gradient_accumulation_steps=4,
         logging_steps=5,
-        sera={"bootstrap": {"max_new_tokens": 24, "num_candidates": 2, "prompts": 0.4}},
+        sera={
+            "bootstrap": {"max_new_tokens": 24, "num_candidates": 2, "prompts": 0.4, "guard": False}
+        },
         **adapter,
     )
     run_cli("train", path, "--launcher", "python", timeout=600)

@@ -20,13 +20,13 @@ from sera_plugin.stopping import EXIT_CODE
 pytestmark = pytest.mark.cli
 SHIM = {"PYTHONPATH": str(Path(__file__).parent)}
 CASES: dict[str, dict[str, Any]] = {
-    "fixed": {"sera": {"bootstrap": {"max_new_tokens": 16, "ensemble": True}}},
+    "fixed": {"sera": {"bootstrap": {"max_new_tokens": 16, "ensemble": True, "guard": False}}},
     "previous": {
         "adapter": "lora",
         "lora_r": 4,
         "lora_alpha": 8,
         "lora_target_linear": True,
-        "sera": {"reference": "previous", "bootstrap": {"max_new_tokens": 16}},
+        "sera": {"reference": "previous", "bootstrap": {"max_new_tokens": 16, "guard": False}},
     },
 }
 

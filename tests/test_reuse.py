@@ -20,6 +20,7 @@ from test_resume import SHIM
 from sera_plugin import generation, scoring
 from sera_plugin.fingerprint import adapter_weights, fingerprint
 from sera_plugin.generation import Prompt, Sampler, Sampling
+from sera_plugin.pairing import Source
 from sera_plugin.scoring import Answers, Scorer, inference
 from sera_plugin.shards import LOG, Origin, round_label
 
@@ -163,6 +164,8 @@ CHANGES = [
     ("rollouts", {"prompts": [*PROMPTS[:-1], Prompt("example-13", (5, 6, 7))]}),
     ("rollouts", {"num_candidates": 1, "token_budget": 18}),
     ("rollouts", {"temperature": 0.9}),
+    ("rollouts", {"writer": Source.REFERENCE}),
+    ("rollouts", {"first_candidate": 1}),
     ("rollouts", {"top_p": 0.9}),
     ("rollouts", {"max_new_tokens": 5, "token_budget": 34}),
     ("rollouts", {"sequence_len": 63}),

@@ -29,7 +29,7 @@ def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
         use_tensorboard=True,
         sera={
             "selection": {"keep": 38},
-            "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 16},
+            "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 16, "guard": False},
         },
     )
     out = run_cli("train", path, "--launcher", "python")

@@ -1,17 +1,20 @@
 """The ``sera:`` block: frozen pydantic models and errors of one sentence.
 
-``fields`` has the types of values, ``selection`` and ``bootstrap`` the inner blocks, ``block`` the
-whole, and ``parsing`` turns raw YAML into it.
+``fields`` has the types of values, ``selection``, ``bootstrap`` and ``guard`` the inner blocks,
+``block`` the whole, ``presets`` what stands in the place of its defaults, and ``parsing`` turns raw
+YAML into it.
 """
 
 from sera_plugin.config.block import SeraArgs, SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
+from sera_plugin.config.guard import GuardConfig
 from sera_plugin.config.parsing import SeraConfigError, parse_block
 from sera_plugin.config.selection import ExternalConfig, SelectionConfig
 
 __all__ = [
     "BootstrapConfig",
     "ExternalConfig",
+    "GuardConfig",
     "SelectionConfig",
     "SeraArgs",
     "SeraConfig",

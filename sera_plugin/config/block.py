@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.config.fields import Block, Count, Float
+from sera_plugin.config.presets import with_preset
 from sera_plugin.config.selection import SelectionConfig
 
 
 class SeraConfig(Block):
     """The ``sera:`` block."""
 
+    preset: Literal["default", "paper", "select"] = Field(
+        default="default",
+        description="Values of the keys that are not written out: the defaults below; `paper`, the "
+        "method as published, without the guard; `select`, no bootstrapped pairs.",
+    )
     warmup_rounds: Count = Field(
         default=1, ge=1, description="Rounds (epochs) on all of D before the first review."
     )
@@ -42,6 +48,11 @@ class SeraConfig(Block):
         description="`fixed`: the model the run starts from; `previous`: the policy of the "
         "previous round, from the first reviewed round on.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, block: Any) -> Any:
+        return with_preset(block)
 
     @model_validator(mode="after")
     def _one_history(self) -> SeraConfig:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sera_plugin.config.fields import Block, Count, Float, Int
+from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
 
 
 class BootstrapConfig(Block):
@@ -19,9 +20,7 @@ class BootstrapConfig(Block):
         description="Bootstrapped pairs per reviewed round, relative to |D|; 0 switches "
         "bootstrapping off.",
     )
-    num_candidates: Int = Field(
-        default=4, ge=1, le=1024, description="Answers sampled per prompt from the current policy."
-    )
+    num_candidates: Int = Field(default=4, ge=1, le=1024, description="Answers sampled per prompt.")
     prompts: Float = Field(
         default=0.6,
         gt=0,
@@ -32,6 +31,11 @@ class BootstrapConfig(Block):
         default="policy_and_offline",
         description="Which answers of a prompt compete: the sampled ones with the offline ones, or "
         "the sampled ones alone.",
+    )
+    sampler: Literal["policy", "reference", "mixed"] = Field(
+        default="policy",
+        description="Who writes the sampled answers: the policy, the reference, or each one half "
+        "(the policy the larger half of an odd number). The policy's reward ranks them all.",
     )
     temperature: Float = Field(
         default=0.7, ge=0, le=100, description="Sampling temperature; 0 is greedy decoding."
@@ -53,12 +57,27 @@ class BootstrapConfig(Block):
         "with the weight `sera.ensemble`; keeps a frozen copy of the trainable weights in host "
         "memory.",
     )
-
     gather: Literal["auto"] | bool = Field(
         default="auto",
         description="DeepSpeed ZeRO-3 only: gather all weights on every rank while sampling; "
         "`auto` does so where they take at most 60% of the free memory.",
     )
+
+    guard: Annotated[GuardConfig, BeforeValidator(block_or_switch)] = Field(
+        default_factory=GuardConfig,
+        json_schema_extra=also_a_switch,
+        description="When a round takes fewer bootstrapped pairs, or none; `true` means its "
+        "defaults, `false` switches it off.",
+    )
+
+    @model_validator(mode="after")
+    def _both_write(self) -> BootstrapConfig:
+        if self.sampler == "mixed" and self.num_candidates < 2:
+            raise ValueError(
+                f"sera.bootstrap.num_candidates: {self.num_candidates} is not enough for "
+                "sera.bootstrap.sampler: mixed; it must be 2 or more, one for each writer."
+            )
+        return self
 
     @model_validator(mode="after")
     def _prompts_cover_fraction(self) -> BootstrapConfig:

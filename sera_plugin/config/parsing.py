@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -130,11 +131,18 @@ def _key_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return location
 
 
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """All keys with the path of their block, outer blocks last."""
+    for name, field in model.model_fields.items():
+        inner = _block_of(field.annotation)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+    yield from ((prefix, name) for name in model.model_fields)
+
+
 def _hint(path: tuple[str | int, ...]) -> str:
     here = _model_at(path[:-1]) or SeraConfig
-    inner = {f"{n}.": _block_of(f.annotation) for n, f in SeraConfig.model_fields.items()}
-    blocks = {"": SeraConfig} | {prefix: model for prefix, model in inner.items() if model}
-    everywhere = {name: prefix for prefix, model in blocks.items() for name in model.model_fields}
+    everywhere = {name: prefix for prefix, name in _keys(SeraConfig)}
     for names in (list(here.model_fields), list(everywhere)):
         close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.6)
         if close:

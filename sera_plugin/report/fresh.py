@@ -17,6 +17,7 @@ BUDGET = 1_400_000
 """Bytes of text in the list of bootstrapped pairs."""
 ROLES = {
     "policy": "sampled",
+    "reference": "sampled from the reference",
     "offline_chosen": "offline chosen",
     "offline_rejected": "offline rejected",
 }
