@@ -48,7 +48,7 @@ test: $(VENV)/.installed-dev
 	$(RUN) python -m pytest -n 2 --dist loadscope -m "not crash" --cov=sera_plugin --cov-report=term
 
 test-crash: $(VENV)/.installed-dev
-	$(RUN) python -m pytest -n 2 -m crash
+	$(RUN) python -m pytest -n 2 --dist loadscope -m "kill or crash"
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'

@@ -36,7 +36,8 @@ Data flows one way; read the modules in this order:
 ``records``        the texts of D and the host's log, for reports and exports
 ``artifacts``      fresh pairs as text, the record of a run
 ``changes``        what differs between a run and its resumption
-``checkpoints``    checkpoints that a kill left unfinished
+``checkpoints``    what the host will resume from, checked before a model is loaded
+``resuming``       starting a run or taking it up again (collectives)
 ``stopping``       SIGTERM: a checkpoint and an exit code
 ``logs``           loggers
 ``metrics``        what is logged and the table per round

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.changes import batch_settings
 from sera_plugin.host import plugin_config
 from sera_plugin.identity import dataset_hash
 from sera_plugin.offline import OfflinePairs
@@ -100,5 +101,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "updates": list(schedule.updates),
         "max_steps": schedule.max_steps,
         "distributed": str(trainer.accelerator.distributed_type.value),
-        "ranks": trainer.accelerator.num_processes,
+        **batch_settings(
+            trainer.batching.per_device, trainer.batching.accumulation, trainer.batching.ranks
+        ),
     }

@@ -28,9 +28,25 @@ _UNSAFE = {
     "seed": "seed",
     "beta": "rl_beta",
     "loss_type": "the loss",
-    "updates": "the updates of each round (num_epochs, batch size or number of processes)",
+    "global_batch": "the global batch (micro_batch_size × gradient_accumulation_steps × processes)",
+    "updates": "the updates of each round (num_epochs, max_steps or batch size)",
 }
-_SAFE = {"ranks": "the number of processes", "distributed": "the kind of parallelism"}
+_SAFE = {
+    "ranks": "the number of processes",
+    "distributed": "the kind of parallelism",
+    "micro_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+}
+
+
+def batch_settings(micro_batch: int, accumulation: int, ranks: int) -> dict[str, int]:
+    """How an update's pairs are cut."""
+    return {
+        "micro_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "ranks": ranks,
+        "global_batch": micro_batch * accumulation * ranks,
+    }
 
 
 def compare(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Changes:
@@ -38,8 +54,9 @@ def compare(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Changes:
 
     Args:
         stored: ``run.json`` of the run.
-        current: the same, made anew.
+        current: the same made anew, or those settings of it that are known so far.
     """
+    stored = {key: stored.get(key) for key in current}
     unsafe = [
         f"resume: {words} was {stored.get(key)} and is {current.get(key)}; resume with what the "
         "run was started with, or start anew in another output_dir."

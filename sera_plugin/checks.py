@@ -77,6 +77,13 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
             "precompute_ref_log_probs: false can't be used with sera, which caches the reference "
             "log-probs; remove the key or write true."
         )
+    for key in ("resume_from_checkpoint", "auto_resume_from_checkpoints"):
+        if cfg.get("save_only_model") and cfg.get(key):
+            raise SeraConfigError(
+                f"save_only_model: true can't be used with {key}: {_yaml(cfg.get(key))}, because "
+                "its checkpoints don't hold the optimizer's state that a run goes on from; remove "
+                "one of the two."
+            )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
     try:

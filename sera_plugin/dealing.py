@@ -8,7 +8,7 @@ them equally. A batch is stored under its number in the plan, which no number of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 from accelerate import Accelerator
@@ -42,6 +42,7 @@ def deal(
     codec: Codec[T],
     shards: Shards | None,
     stored: bool,
+    after_shard: Callable[[], None] | None = None,
 ) -> dict[int, T]:
     """Results of all batches by number, on every rank; every rank must call this alike.
 
@@ -55,6 +56,8 @@ def deal(
         codec: how results are stored.
         shards: where results are stored; on the main process only, and only if ``stored``.
         stored: whether finished results are stored and reused; equal on every rank.
+        after_shard: called on every rank when a group is finished and stored; it may raise to
+            end the pass there.
 
     Raises:
         OSError: on the main process, if a shard can't be written.
@@ -81,8 +84,17 @@ def deal(
         if shards is not None:
             shards.write(codec.encode(gathered))
         done |= gathered
+        if after_shard is not None:
+            after_shard()
     bar.close()
     return done
+
+
+def shared(accelerator: Accelerator, read: Callable[[], T]) -> T:
+    """What ``read`` gives on the main process, on every rank. Every rank must call this alike."""
+    found: list[Any] = [read() if accelerator.is_main_process else None]
+    broadcast_object_list(found, from_process=0)
+    return found[0]
 
 
 def _reused(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:

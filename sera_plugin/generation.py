@@ -8,7 +8,7 @@ it was sampled in, nor on the number of ranks, except through rounding in the lo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -134,10 +134,11 @@ def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples candidates with ``generate``, in batches dealt to all ranks."""
+    """Samples candidates with ``generate``; the arguments are those of ``Scorer``."""
 
     accelerator: Accelerator
     settings: Sampling
+    after_shard: Callable[[], None] | None = None
 
     def rollouts(
         self,
@@ -180,6 +181,7 @@ class Sampler:
             codec=RolloutCodec(),
             shards=self._shards(origin, prompts, seed, round_number),
             stored=origin is not None,
+            after_shard=self.after_shard,
         )
         return {
             example_id: answers for number in sorted(found) for example_id, answers in found[number]

@@ -69,8 +69,8 @@ def gathered_weights(model: torch.nn.Module) -> Iterator[None]:
 class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
-    A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round`` and
-    ``with_reference``.
+    A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round``,
+    ``close_run``, ``checkpoint_saved`` and ``with_reference``.
     """
 
     schedule: Schedule
@@ -109,9 +109,23 @@ class RoundTrainer(AxolotlDPOTrainer):
         """Log through the host without flushing TRL's running averages into the same entry."""
         Trainer.log(self, dict(metrics))
 
-    def save_checkpoint(self) -> None:
-        """Save what the host saves at a step's end."""
-        self._save_checkpoint(self.model, trial=None)
+    def close_run(self) -> None:
+        """Called once, after the last round; also if a run is resumed there."""
+        raise NotImplementedError
+
+    def checkpoint_saved(self) -> None:
+        """Called after every checkpoint."""
+        raise NotImplementedError
+
+    def ensure_checkpoint(self) -> None:
+        """Save what the host saves at a step's end, unless a checkpoint of this step stands."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(self.model, trial=None)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self._saved_step = self.state.global_step
+        self.checkpoint_saved()
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         self.schedule = self.plan(self.batching)
@@ -132,6 +146,8 @@ class RoundTrainer(AxolotlDPOTrainer):
         super()._init_training_state(*args, **kwargs)
         where = self.schedule.locate(self.state.global_step)
         self._resumed_at = (where.epoch, where.updates_done)
+        # The checkpoint that is resumed, or the start, which needs none.
+        self._saved_step = self.state.global_step
         skipped = 0 if self.args.ignore_data_skip else where.updates_done
         return where.epoch, skipped * self.args.gradient_accumulation_steps
 
@@ -149,7 +165,9 @@ class RoundTrainer(AxolotlDPOTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         gc.unfreeze()
-        return super()._finalize_training(*args, **kwargs)
+        done = super()._finalize_training(*args, **kwargs)
+        self.close_run()
+        return done
 
     def _run_epoch(self, *, model: Any, epoch: int, train_dataloader: Any, **rest: Any) -> None:
         number = epoch + 1

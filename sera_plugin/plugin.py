@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 
-from sera_plugin.checkpoints import STATE, is_finished, set_unfinished_aside
 from sera_plugin.checks import (
     TRAINER,
     check_dataset,
@@ -71,6 +69,11 @@ class SeRAPlugin(BasePlugin):
             return
         _import(*DEPENDENCIES)
         check_host_config(cfg, config)
+        if cfg.get("save_only_model"):
+            LOG.warning(
+                "save_only_model: true makes checkpoints without the optimizer's state; a run that "
+                "is stopped can't be resumed from them."
+            )
         if cfg.get("seed") is None:
             LOG.warning("seed is not set; SeRA sets seed: %d so that rounds repeat.", DEFAULT_SEED)
             cfg["seed"] = DEFAULT_SEED
@@ -84,9 +87,10 @@ class SeRAPlugin(BasePlugin):
         config = _block_of(cfg)
         if config is None or preprocess:
             return None
+        from sera_plugin.checkpoints import prepare_resuming
         from sera_plugin.preference_data import load_preference_data
 
-        _check_checkpoints(cfg)
+        prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
         check_dataset(cfg, config, meta.train_dataset)
         check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
@@ -99,18 +103,12 @@ class SeRAPlugin(BasePlugin):
         if _block_of(cfg) is not None:
             _import("sera_plugin.trainer")
 
+    def post_train(self, cfg: Any, model: Any) -> None:
+        """Delete the finished shards: the final model is saved, so no restart needs them."""
+        if _block_of(cfg) is not None and not cfg.local_rank:
+            from sera_plugin.store import RunStore
 
-def _check_checkpoints(cfg: Any) -> None:
-    """Keep the host from resuming from a checkpoint that a kill left unfinished."""
-    named = cfg.resume_from_checkpoint
-    if named and Path(str(named)).is_dir() and not is_finished(Path(str(named))):
-        raise SeraConfigError(
-            f"resume_from_checkpoint: {named} is unfinished, it has no readable {STATE}; name an "
-            "earlier one or use auto_resume_from_checkpoints: true."
-        )
-    if cfg.auto_resume_from_checkpoints and not named and not cfg.local_rank:
-        for path in set_unfinished_aside(Path(cfg.output_dir)):
-            LOG.warning("An unfinished checkpoint was moved to %s.", path)
+            RunStore(cfg.output_dir).drop_all_work()
 
 
 def _import(*modules: str) -> None:

@@ -156,12 +156,14 @@ class Scorer:
         pad_token_id: fills rows on the right; masked.
         max_length: rows are cut to this many tokens from the start, as the host's collator does.
         token_budget: most padded tokens of a batch.
+        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
     """
 
     accelerator: Accelerator
     pad_token_id: int
     max_length: int | None
     token_budget: int
+    after_shard: Callable[[], None] | None = None
 
     def logps(
         self,
@@ -196,6 +198,7 @@ class Scorer:
             codec=LogpCodec(batches),
             shards=self._shards(origin, completions, lengths),
             stored=origin is not None,
+            after_shard=self.after_shard,
         )
         logps = np.full(len(lengths), np.nan)
         for number, values in found.items():

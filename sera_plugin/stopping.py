@@ -1,4 +1,4 @@
-"""SIGTERM: finish the step, save a checkpoint that resumes exactly, leave with an own code."""
+"""SIGTERM: finish the step or shard, leave a checkpoint that resumes exactly and an exit code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ EXIT_CODE = 75
 """What a run that was asked to stop leaves with (``EX_TEMPFAIL``: try again later)."""
 
 
+class AskedToStop(Exception):
+    """The run is to end here; raised on all ranks at the same point."""
+
+
 class StopOnSignal(TrainerCallback):
-    """Turns SIGTERM into a checkpoint and an orderly end, on all ranks at the same step.
+    """Turns SIGTERM into an orderly end, on all ranks at the same step or shard.
 
     Args:
         accelerator: the trainer's accelerator.
@@ -45,8 +49,17 @@ class StopOnSignal(TrainerCallback):
             asked = torch.tensor(float(self._asked), device=self._accelerator.device)
             self.stopping = bool(self._accelerator.reduce(asked, reduction="sum") > 0)
             if self.stopping:
-                LOG.warning("SIGTERM: saving a checkpoint, then leaving with code %d.", EXIT_CODE)
+                LOG.warning("SIGTERM: leaving with code %d, to be resumed.", EXIT_CODE)
         return self.stopping
+
+    def check(self) -> None:
+        """End the run here if any rank was asked to. Every rank must call this alike.
+
+        Raises:
+            AskedToStop: if so.
+        """
+        if self.agreed():
+            raise AskedToStop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.agreed():

@@ -47,6 +47,10 @@ class RunStore:
     def round_dir(self, number: int) -> Path:
         return self.root / f"round-{number:02d}"
 
+    def earlier(self, number: int) -> Path:
+        """Where artifacts of an earlier run in the same ``output_dir`` are kept."""
+        return self.root.with_name(f"sera-earlier-{number}")
+
     def start(self) -> Path | None:
         """Begin a new run; artifacts of an earlier run are moved aside.
 
@@ -56,8 +60,8 @@ class RunStore:
         moved = None
         with explained(self.root):
             if self.root.exists() and any(self.root.iterdir()):
-                names = (self.root.with_name(f"sera-earlier-{n}") for n in itertools.count(1))
-                moved = next(path for path in names if not path.exists())
+                places = map(self.earlier, itertools.count(1))
+                moved = next(path for path in places if not path.exists())
                 put_in_place(self.root, moved)
             self.root.mkdir(parents=True, exist_ok=True)
             sync_folder(self.root.parent)

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
-from sera_plugin.artifacts import candidate_rows, fresh_lines, run_settings
+from sera_plugin.artifacts import candidate_rows, fresh_lines
 from sera_plugin.bootstrapping import Bootstrapper, Past
-from sera_plugin.changes import compare
 from sera_plugin.choosing import History
-from sera_plugin.config import SeraConfigError, parse_block
+from sera_plugin.config import parse_block
+from sera_plugin.dealing import shared
 from sera_plugin.estimate import estimate_text
 from sera_plugin.external import external_margins
 from sera_plugin.generation import Sampler
@@ -25,7 +24,8 @@ from sera_plugin.logs import logger
 from sera_plugin.metrics import first_spread, guard_text, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
-from sera_plugin.records import write_log, write_pairs
+from sera_plugin.records import write_log
+from sera_plugin.resuming import last_review, start_or_check
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
@@ -33,7 +33,7 @@ from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
-from sera_plugin.stopping import EXIT_CODE, StopOnSignal
+from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
 from sera_plugin.store import RunStore
 from sera_plugin.tables import ReviewTable, RoundRecord
 
@@ -70,6 +70,13 @@ class SeRATrainer(RoundTrainer):
         self.policy_snapshot: Snapshot | None = None
         self.summaries: list[dict[str, float]] = []
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except AskedToStop:
+            self.ensure_checkpoint()
+            raise SystemExit(EXIT_CODE) from None
+
     def plan(self, batching: Batching) -> Schedule:
         return plan(
             len(self.pairs),
@@ -93,14 +100,18 @@ class SeRATrainer(RoundTrainer):
         }
         budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
         scorer = Scorer(
-            self.accelerator, self._tokenizer.pad_token_id, self.args.max_length, budget
+            self.accelerator,
+            self._tokenizer.pad_token_id,
+            self.args.max_length,
+            budget,
+            self.stop.check,
         )
         self.sampling = sampling_settings(self, GENERATION_BATCHES * budget)
         bootstrapper = Bootstrapper(
             config=self.sera,
             pairs=self.pairs,
             scorer=scorer,
-            sampler=Sampler(self.accelerator, self.sampling),
+            sampler=Sampler(self.accelerator, self.sampling, self.stop.check),
             policies=self.policies,
             seed=self.args.seed,
             beta=self.beta,
@@ -116,29 +127,13 @@ class SeRATrainer(RoundTrainer):
             self.external,
         )
         self.resumed_within = epochs_done + 1 if updates_done else None
-        self._start_or_check(resumed=bool(epochs_done or updates_done))
+        start_or_check(self, resumed=bool(epochs_done or updates_done))
         if self.accelerator.is_main_process:
             LOG.info("%s", estimate_text(self))
-        self._score_reference()
+        if epochs_done < self.schedule.last_round:
+            self._score_reference()
         self._restore(epochs_done)
         self._score_held_out_reference()
-
-    def _start_or_check(self, *, resumed: bool) -> None:
-        settings = run_settings(self)
-        stored = self._shared(self.store.read_run) if resumed else None
-        if stored is not None:
-            changes = compare(stored, settings)
-            if changes.unsafe:
-                raise SeraConfigError(changes.unsafe[0])
-            for sentence in changes.safe:
-                LOG.warning("%s", sentence)
-        elif self.accelerator.is_main_process:
-            moved = self.store.start()
-            if moved:
-                LOG.warning("The artifacts of an earlier run were moved to %s.", moved)
-            self.store.write_run(settings)
-        if self.accelerator.is_main_process:
-            write_pairs(self.store.root, self.pairs, self._tokenizer)
 
     def _score_reference(self) -> None:
         self.reference, _ = self.reviewer.score_offline(
@@ -173,36 +168,25 @@ class SeRATrainer(RoundTrainer):
 
     def _restore(self, epochs_done: int) -> None:
         """Take the last review's results from the store when a run is resumed."""
-        last = self.resumed_within if self.resumed_within in self._reviewed() else epochs_done
-        self.summaries = self._shared(lambda: self.store.read_summaries(last or 0))
-        for number in range(epochs_done + 1, self.sera.warmup_rounds, -1):
-            if number > epochs_done and self.resumed_within is None:
-                continue
-            record = self._shared(lambda n=number: self.store.read_round(n))
-            if record is None:
-                raise RuntimeError(
-                    f"can't resume: {self.store.round_dir(number)} is missing or incomplete; "
-                    "restore it or start again without resume_from_checkpoint."
-                )
-            self.table = record.table
-            if self.sera.selection.looks_back:
-                tables = self._shared(lambda n=number: self.store.read_tables(n))
-                self.history = History.of(
-                    [table.margin for table in tables], [table.ensembled for table in tables]
-                )
-            self._keep_policy(number, resumed=True)
-            if self.sera.reference == "previous":
-                self.reference = record.table.policy
+        record = last_review(self, epochs_done, self.resumed_within)
+        number = self.resumed_within or epochs_done
+        reviewed = number if record is not None else epochs_done
+        self.summaries = self._shared(lambda: self.store.read_summaries(reviewed))
+        if record is None:
             return
-
-    def _reviewed(self) -> set[int]:
-        return {size.number for size in self.schedule.rounds if size.reviewed}
+        self.table = record.table
+        if self.sera.selection.looks_back:
+            tables = self._shared(lambda: self.store.read_tables(number))
+            self.history = History.of(
+                [table.margin for table in tables], [table.ensembled for table in tables]
+            )
+        self._keep_policy(number, resumed=True)
+        if self.sera.reference == "previous":
+            self.reference = record.table.policy
 
     def _shared(self, read: Any) -> Any:
         """What the main process reads, on every rank."""
-        found = [read() if self.accelerator.is_main_process else None]
-        broadcast_object_list(found, from_process=0)
-        return found[0]
+        return shared(self.accelerator, read)
 
     def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
         size = self.schedule.rounds[number - 1]
@@ -218,7 +202,7 @@ class SeRATrainer(RoundTrainer):
         return dataset  # type: ignore[return-value]
 
     def _review(self, number: int) -> list[RoundRow]:
-        self._leave_if_asked(save=True)
+        self.stop.check()
         size = self.schedule.rounds[number - 1]
         past = Past(self.table, self.policy_snapshot, self.history, first_spread(self.summaries))
         review = self.reviewer.review(size, self.reference, self.held_out_reference, past)
@@ -251,8 +235,6 @@ class SeRATrainer(RoundTrainer):
             if "guard" in summary:
                 LOG.info("Round %d, guard: %s", number, summary["guard"])
             folder = self.store.write_round(number, record, fresh, summary, candidates)
-            # This round's are kept: a kill before its first checkpoint makes it anew from them.
-            self.store.drop_work(number - 1)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
         self.accelerator.wait_for_everyone()
 
@@ -272,15 +254,14 @@ class SeRATrainer(RoundTrainer):
         else:
             self.policy_snapshot = snapshot
 
-    def _leave_if_asked(self, *, save: bool) -> None:
-        """End the process if any rank was asked to, between rounds with a checkpoint."""
-        if self.stop.agreed():
-            if save:
-                self.save_checkpoint()
-            raise SystemExit(EXIT_CODE)
+    def checkpoint_saved(self) -> None:
+        if self.accelerator.is_main_process:
+            where = self.schedule.locate(self.state.global_step)
+            # What is resumed from here reads the rounds that were begun before.
+            self.store.drop_work(where.epoch + bool(where.updates_done))
 
     def close_round(self, number: int) -> None:
-        self._leave_if_asked(save=False)
+        self.stop.check()
         seconds = time.perf_counter() - self.round_started
         if not self.schedule.rounds[number - 1].reviewed:
             self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})
@@ -291,6 +272,9 @@ class SeRATrainer(RoundTrainer):
         if self.accelerator.is_main_process:
             self.store.update_summary(number, self.summaries[-1] | more)
             write_log(self.store.root, self.state.log_history)
-            if number == self.schedule.last_round:
-                self.store.drop_all_work()
-                LOG.info("SeRA is done\n%s", table_text(self.summaries))
+
+    def close_run(self) -> None:
+        if self.accelerator.is_main_process:
+            # Again, for a kill may have come between the last checkpoint and the round's end.
+            write_log(self.store.root, self.state.log_history)
+            LOG.info("SeRA is done\n%s", table_text(self.summaries))

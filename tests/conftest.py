@@ -29,6 +29,13 @@ OFFLINE = {
     "COLUMNS": "200",
 }
 
+# Lets a run find the modules of this folder, and what the caller's own PYTHONPATH names.
+SHIM = {
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
+}
+
 # Taken before any test: Axolotl's entry points, called in this process, set variables of their own.
 ENVIRONMENT = {
     name: value
@@ -169,6 +176,29 @@ def run_cli() -> RunCli:
 def run_python() -> RunCli:
     """Run this Python, offline, with arguments; returns stdout and stderr together."""
     return _runner([sys.executable])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A table of the points at which runs were killed, and of the work that was done twice."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call" and "killed" in dict(report.user_properties)
+    ]
+    if not reports:
+        return
+    terminalreporter.section("killed and resumed")
+    passed = 0
+    for report in reports:
+        found = dict(report.user_properties)
+        repeated = ", ".join(f"{n} {what}" for what, n in found.get("repeated", {}).items() if n)
+        passed += report.passed
+        outcome = "as undisturbed" if report.passed else "FAILED"
+        terminalreporter.write_line(
+            f"{found['killed']:45} {outcome:15} done twice: {repeated or 'nothing'}"
+        )
+    terminalreporter.write_line(f"{len(reports)} points tried, {passed} passed")
 
 
 def _runner(command: list[str]) -> Callable[..., str]:

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
-from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from conftest import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
 from transformers import AutoTokenizer
 
 from sera_plugin.scoring import plan_batches
@@ -29,7 +29,7 @@ TORCHRUN = ("--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", 
 RANKS = {
     "DS_ACCELERATOR": "cpu",
     "ACCELERATE_TORCH_DEVICE": "cpu",
-    "PYTHONPATH": str(Path(__file__).parent),
+    **SHIM,
 }
 LORA = {
     "adapter": "lora",

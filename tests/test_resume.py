@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from conftest import ENVIRONMENT, MakeConfig, RunCli, output_dir
+from conftest import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
+from safetensors.torch import load_file
 from test_distributed import RANKS, TORCHRUN, zero_config
 
 from sera_plugin.stopping import EXIT_CODE
 
 pytestmark = pytest.mark.cli
-SHIM = {"PYTHONPATH": str(Path(__file__).parent)}
 CASES: dict[str, dict[str, Any]] = {
     "fixed": {"sera": {"bootstrap": {"max_new_tokens": 16, "ensemble": True, "guard": False}}},
     "previous": {
@@ -44,9 +45,9 @@ def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, run_cli: Run
     return path
 
 
-def results(run: Path) -> dict[str, bytes]:
+def results(run: Path, rounds: tuple[int, ...] = (2, 3)) -> dict[str, bytes]:
     names = ["margins.parquet", "rows.parquet", "bootstrapped.jsonl", "candidates.parquet"]
-    files = [run / f"sera/round-{n:02d}" / name for n in (2, 3) for name in names]
+    files = [run / f"sera/round-{n:02d}" / name for n in rounds for name in names]
     files += [*run.glob("*.safetensors"), run / "sera/run.json"]
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
@@ -120,7 +121,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(
     env = ENVIRONMENT | SHIM | {"TERM_AT_STEP": "14"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == EXIT_CODE, done.stderr[-4000:]
-    assert "SIGTERM: saving a checkpoint" in done.stdout + done.stderr
+    assert "SIGTERM: leaving with code 75" in done.stdout + done.stderr
     assert not (out / "model.safetensors").exists()
     assert (out / "checkpoint-15/trainer_state.json").exists()
     run_cli(*command[1:], "--auto-resume-from-checkpoints", env=SHIM)
@@ -145,6 +146,46 @@ def test_a_resumed_run_names_what_has_changed(
         "resume: sera.ensemble was 0.3 and is 0.5; resume with what the run was started with, or "
         "start anew in another output_dir."
     ) in log
+
+
+MICRO_BATCH = {1: 4, 2: 2}
+
+
+def start(ranks: int) -> tuple[str, ...]:
+    return TORCHRUN if ranks == 2 else ("--launcher", "python")
+
+
+@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.crash)])
+def test_another_number_of_processes_goes_on_with_the_stored_round(
+    undisturbed: Path, again: Path, run_cli: RunCli, before: int, after: int
+) -> None:
+    out, keys = output_dir(again), yaml.safe_load(again.read_text())
+    again.write_text(yaml.safe_dump(keys | {"micro_batch_size": MICRO_BATCH[before]}))
+    died = RANKS | {"DIE_AT_STEP": "11"}
+    run_cli("train", again, *start(before), env=died, expect_failure=True)
+    stored = results(out, rounds=(2,))
+
+    resume = ("train", again, "--auto-resume-from-checkpoints", *start(after))
+    again.write_text(yaml.safe_dump(keys | {"micro_batch_size": 8}))
+    log = run_cli(*resume, env=RANKS, expect_failure=True)
+    assert (
+        "resume: the global batch (micro_batch_size × gradient_accumulation_steps × processes) "
+        f"was 8 and is {16 * after}; resume with what the run was started with"
+    ) in log
+    assert "Loading model" not in log
+
+    again.write_text(yaml.safe_dump(keys | {"micro_batch_size": MICRO_BATCH[after]}))
+    log = run_cli(*resume, env=RANKS)
+    assert f"resume from checkpoint at {out}/checkpoint-10" in log
+    assert f"the number of processes was {before} and is {after}; the run goes on" in log
+    found = results(out, rounds=(2,))
+    assert {name: found[name] for name in stored} == stored
+    whole, cut = (
+        load_file(run / "checkpoint-16/model.safetensors") for run in (output_dir(undisturbed), out)
+    )
+    for name, weights in whole.items():
+        torch.testing.assert_close(cut[name], weights, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.crash

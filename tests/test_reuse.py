@@ -13,9 +13,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from conftest import output_dir
+from conftest import SHIM, output_dir
 from peft import LoraConfig, get_peft_model
-from test_resume import SHIM
 
 from sera_plugin import generation, scoring
 from sera_plugin.fingerprint import adapter_weights, fingerprint
