@@ -139,7 +139,11 @@ class Bench:
         def measure(variant: Variant, turn: int) -> dict[str, Any]:
             folder = self.folder / f"run-{turn}-{variant.name}"
             found = measure_variant(folder, assets, self.preset, variant, self.variables)
-            click.echo(f"turn {turn + 1}: {variant.name} {found['seconds']:.1f} s", err=True)
+            click.echo(
+                f"turn {turn + 1}: {variant.name} {found['seconds']:.1f} s, "
+                f"{found['cpu_seconds']:.1f} s of processor time",
+                err=True,
+            )
             return found
 
         return interleaved(chosen, self.repeats, measure)

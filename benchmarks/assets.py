@@ -30,7 +30,7 @@ def make(folder: Path, preset: Preset) -> dict[str, Any]:
     real = preset.lengths is None and DATA.is_file()
     rows = _real() if real else _made_up(preset)
     words = tokenizer(_texts(rows), "llama", preset.vocab if real else 600)
-    lengths = np.array([_tokens(words, row) for row in rows])
+    lengths = np.array([row_tokens(words, row) for row in rows])
     fitting = np.flatnonzero(lengths.max(axis=1) <= preset.sequence_len)
     order = np.random.default_rng(SEED).permutation(fitting)
     train = [rows[i] for i in order[: preset.pairs]]
@@ -70,7 +70,7 @@ def _made_up(preset: Preset) -> list[dict[str, Any]]:
 
     rows = []
     for number in range(max(preset.pairs, min(preset.scored_pairs, 1_000))):
-        longer, shorter = sorted(draw.integers(low - 16, high - 16, size=2), reverse=True)
+        longer, shorter = sorted(draw.integers(low - 18, high - 18, size=2), reverse=True)
         asked = shorter // 3
         answers = [words(longer - asked), words(shorter - asked)]
         if draw.random() < 0.4:
@@ -93,7 +93,7 @@ def _texts(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _tokens(words: PreTrainedTokenizerFast, row: dict[str, Any]) -> tuple[int, int]:
+def row_tokens(words: PreTrainedTokenizerFast, row: dict[str, Any]) -> tuple[int, int]:
     """Tokens of prompt and chosen answer, and of prompt and rejected answer."""
     prompt = words.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
     asked = len(words(prompt, add_special_tokens=False)["input_ids"])

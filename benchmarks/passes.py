@@ -7,7 +7,8 @@ batch sizes and precision are those of a run, and the policy differs from the re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -145,16 +146,19 @@ class Bench:
         prompts = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(token_ids[:count])]
         sampler = trainer.reviewer.bootstrapper.sampler
         fast, slow, made = [], [], ([], [])
+        sizes: tuple[list[int], list[int]] = ([], [])
         with trainer.policies.generating() as (model, synced):
             for turn in range(self.repeats):
-                rollouts, *seconds = self._timed(
-                    lambda: sampler.rollouts(model, prompts, turn, 1, synced=synced)  # noqa: B023
-                )
+                with _noting_batches(model, sizes[0]):
+                    rollouts, *seconds = self._timed(
+                        lambda: sampler.rollouts(model, prompts, turn, 1, synced=synced)  # noqa: B023
+                    )
                 fast.append(seconds)
                 made[0].append(sum(len(r.token_ids) for a in rollouts.values() for r in a))
-                produced, *seconds = self._timed(
-                    lambda: self._generate(model, [list(p.token_ids) for p in prompts], batch)
-                )
+                with _noting_batches(model, sizes[1]):
+                    produced, *seconds = self._timed(
+                        lambda: self._generate(model, [list(p.token_ids) for p in prompts], batch)
+                    )
                 slow.append(seconds)
                 made[1].append(produced)
         return {
@@ -166,6 +170,8 @@ class Bench:
             "naive_cpu_seconds": [cpu for _, cpu in slow],
             "fast_tokens": made[0],
             "naive_tokens": made[1],
+            "fast_batch": float(np.mean(sizes[0])) if sizes[0] else None,
+            "naive_batch": float(np.mean(sizes[1])) * settings.num_candidates,
         }
 
     def _generate(self, model: Any, prompts: list[list[int]], batch: int) -> int:
@@ -190,6 +196,22 @@ class Bench:
         answers = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1).reshape(-1)
         total = forward_flops(self.trainer.policies.unwrapped, rows, answers)
         return {"scoring_pass": total, "per_token": total / float(rows.sum())}
+
+
+@contextmanager
+def _noting_batches(model: Any, sizes: list[int]) -> Iterator[None]:
+    """Append the rows of every batch that ``model.generate`` is given."""
+    generate = model.generate
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(kwargs["input_ids"]))
+        return generate(*args, **kwargs)
+
+    model.generate = noting
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 def _weight_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:

@@ -196,16 +196,25 @@ def _utilisation(results: Mapping[str, Any]) -> str:
         rate = _median(t["tokens"] / max(1e-9, _phase(t, "training")) for t in turn)
         share = 3 * flops["per_token"] * rate / matrix
         parts.append(f"Training, forward and backward, uses {share:.0%}.")
-    generation = passes["generation"]
-    for side, seconds in (("fast", "fast_seconds"), ("naive", "naive_seconds")):
-        speed = Ratio.of(generation[f"{side}_tokens"], generation[seconds]).median
-        readings = memory / passes["weight_bytes"]
-        parts.append(
-            f"{'Generation' if side == 'fast' else 'Naive generation'} gives {speed:,.0f} tokens/s;"
-            f" memory can be read {readings:,.0f} times a second as far as there are weights, so "
-            f"{speed / readings:.1f} tokens come of each such reading."
-        )
+    parts += _decoding(passes["generation"], memory / passes["weight_bytes"])
     return " ".join(parts)
+
+
+def _decoding(generation: Mapping[str, Any], readings: float) -> list[str]:
+    """Tokens per second against what reading all weights once per decoding step allows."""
+    found = []
+    for side, title in (("fast", "Generation"), ("naive", "Naive generation")):
+        speed = Ratio.of(generation[f"{side}_tokens"], generation[f"{side}_seconds"]).median
+        batch = generation[f"{side}_batch"]
+        text = f"{title} gives {speed:,.0f} tokens/s"
+        if batch:
+            most = batch * readings
+            text += (
+                f" in batches of {batch:.0f} answers on average, for which reading the weights "
+                f"once per step would allow {most:,.0f}: {speed / most:.1%}"
+            )
+        found.append(text + ".")
+    return found
 
 
 def _growth_table(growth: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import assets
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import naive, report
+from benchmarks.assets import END_OF_TURN, TEMPERATURE, make, row_tokens
 from benchmarks.hardware import forward_flops
+from benchmarks.presets import TINY
 from benchmarks.runs import interleaved
 from benchmarks.summary import Bar, Ratio, bars, line, slope
 from benchmarks.variants import Variant
@@ -147,6 +151,37 @@ def test_flops_count_the_head_for_answers_only():
     assert found == 2 * blocks * 14 + 2 * head * 4 + 2 * 2 * 16 * (100 + 16)
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    preset = replace(TINY, lengths=(64, 128), pairs=30, scored_pairs=40)
+    folder = tmp_path_factory.mktemp("made-up")
+    return folder, preset, make(folder, preset)
+
+
+def test_made_up_rows_have_the_lengths_asked_for(made_up):
+    folder, _, setting = made_up
+    words = AutoTokenizer.from_pretrained(folder / "model")
+    scored = (folder / "scored.jsonl").read_text().splitlines()
+    lengths = [length for row in map(json.loads, scored) for length in row_tokens(words, row)]
+    assert len(scored) == setting["scored_pairs"] == 40
+    assert min(lengths) >= 64 - 8
+    assert max(lengths) <= 128 + 8
+    train = (folder / "train.jsonl").read_text().splitlines()
+    assert len(train) == setting["training_pairs"] == 30
+    assert set(train) <= set(scored)
+
+
+def test_answers_of_the_random_model_end(made_up):
+    folder, preset, _ = made_up
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    words = AutoTokenizer.from_pretrained(folder / "model")
+    ids = torch.randint(0, len(words), (8, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        shares = (model(ids).logits / TEMPERATURE).softmax(dim=-1)
+    chance = float(shares[..., words.convert_tokens_to_ids(END_OF_TURN)].mean())
+    assert 0.5 < chance * preset.answer_tokens < 2
+
+
 def test_docs_keep_what_stands_around_the_results(tmp_path):
     page, table = tmp_path / "page.md", tmp_path / "table.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -198,6 +233,7 @@ def test_the_command_measures_runs_passes_and_growth(results):
     assert 0 <= passes["scoring"]["fast_padding"] < passes["scoring"]["naive_padding"] < 1
     most = 16 * 2 * 16
     for side in ("fast", "naive"):
+        assert passes["generation"][f"{side}_batch"] >= 4 * 2
         (tokens,) = passes["generation"][f"{side}_tokens"]
         assert most / 4 < tokens < most
         assert all(seconds > 0 for seconds in passes["generation"][f"{side}_seconds"])
