@@ -11,13 +11,15 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-crash bench format clean
+.PHONY: help demo test test-crash bench evidence evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
 	@echo "make test    install, then ruff, mypy and pytest"
 	@echo "make test-crash  more points at which a run is killed and resumed"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
+	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
+	@echo "make evidence-quick  a small part of it, under ten minutes"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -57,6 +59,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # For example: make bench BENCH="--device gpu --preset llama-1b"
 bench: $(VENV)/.installed-bench
 	$(RUN) python -m benchmarks $(BENCH)
+
+# What is in benchmarks/evidence/results is not run again.
+evidence: $(VENV)/.installed-dev
+	$(RUN) python -m benchmarks.evidence
+
+evidence-quick: $(VENV)/.installed-dev
+	$(RUN) python -m benchmarks.evidence --quick --seeds 0 1 \
+		--results evidence-work/quick --page evidence-work/quick/evidence.md
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import RunCli
+from safetensors.torch import load_file
 
-from benchmarks.evidence import pairs, vocabulary
+from benchmarks.evidence import pairs, report, vocabulary
+from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
+from benchmarks.evidence.artifacts import auc
+from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
+from benchmarks.evidence.study import Results, Settings, report_runs
 from benchmarks.evidence.world import (
     MARKER,
     MEAN_LENGTH,
@@ -19,8 +32,12 @@ from benchmarks.evidence.world import (
     with_marker,
     without_marker,
 )
+from sera_plugin.config import parse_block
+from sera_plugin.schedule import Batching, plan
 
 WORLD = World(3)
+ROOT = Path(__file__).parents[1]
+PROBE = "benchmarks.evidence.probe.ProbePlugin"
 
 
 def answer(*words: int) -> np.ndarray:
@@ -128,3 +145,144 @@ def test_text_and_tokens_agree() -> None:
         unpadded = [token for token in row if token != words.pad_token_id]
         assert words(f"{question} {reply}")["input_ids"] == unpadded
     assert (vocabulary.answers_of_ids(vocabulary.answer_ids(answers)) == answers).all()
+
+
+STUDY = ("--regimes", "tiny-0.2", "--arms", "dpo", "full", "--seeds", "0", "--untuned", "--keep")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, run_python: RunCli) -> Path:
+    """A folder with a small study: two arms, one seed, its results and its page."""
+    folder = tmp_path_factory.mktemp("study")
+    args = ("-m", "benchmarks.evidence", *STUDY, "--sft-steps", "60", "--workers", "1")
+    paths = ("--work", folder, "--results", folder / "results", "--page", folder / "evidence.md")
+    run_python(*args, *paths, env={"PYTHONPATH": str(ROOT)})
+    return folder
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = (folder / "results" / "tiny-0.2.jsonl").read_text().splitlines()
+    return {record["arm"]: record for record in map(json.loads, lines)}
+
+
+@pytest.mark.cli
+def test_an_arm_has_the_weights_of_the_command_line(
+    study: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    folder = next((study / "runs").glob("tiny-0.2-full-0-*"))
+    config = yaml.safe_load((folder / "config.yml").read_text())
+    config["plugins"].remove(PROBE)
+    del config["evidence_probe"]
+    config |= {
+        "output_dir": str(tmp_path / "out"),
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+    }
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    run_cli("train", path)
+    mine, theirs = (load_file(d / "out" / "model.safetensors") for d in (folder, tmp_path))
+    start = load_file(Path(config["base_model"]) / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert any(not torch.equal(mine[name], start[name]) for name in mine)
+
+
+@pytest.mark.cli
+def test_a_study_measures_its_arms(study: Path) -> None:
+    found = records(study)
+    assert found.keys() == {"dpo", "full"}
+    for record in found.values():
+        assert record["updates"] == REGIMES["tiny-0.2"].updates
+        assert [point["step"] for point in record["curve"]] == list(range(1, 7))
+        assert all(point["kl"] > 0 and point["length"] > 0 for point in record["curve"])
+        assert np.shape(record["gold"]) == (256, 4)
+        assert np.mean(record["gold"]) == pytest.approx(record["curve"][-1]["gold"], abs=0.01)
+    assert found["dpo"]["rounds"] == []
+    assert [entry["round"] for entry in found["full"]["rounds"]] == [2, 3]
+    for entry in found["full"]["rounds"]:
+        assert 0.5 < entry["kept_accuracy"] <= 1
+        assert 0 <= entry["fresh_accuracy"] <= 1
+        assert 0 <= entry["own_accuracy"] <= 1
+
+
+@pytest.mark.cli
+def test_a_finished_study_runs_nothing_again(study: Path) -> None:
+    settings = Settings(sft_steps=60, tuned=False)
+    results = Results(study / "results")
+    run = report_runs("tiny-0.2", "full", [0], settings, results)[0]
+    assert results.get(run, settings) is not None
+    for changed in (replace(run, beta=0.2), replace(run, seed=1), replace(run, arm="select")):
+        assert results.get(changed, settings) is None
+    assert results.get(run, replace(settings, sft_steps=61)) is None
+
+
+@pytest.mark.cli
+def test_page_has_tables_and_plots(study: Path) -> None:
+    page = (study / "evidence.md").read_text()
+    assert "## tiny-0.2" in page
+    assert "| `full` |" in page
+    for suffix in ("png", "svg"):
+        assert f"evidence/tiny-0.2.{suffix}" in page
+        assert (study / "evidence" / f"tiny-0.2.{suffix}").stat().st_size > 5_000
+    report.write(
+        Results(study / "results"),
+        Settings(sft_steps=60, tuned=False),
+        study / "again.md",
+        study / "evidence",
+    )
+    assert (study / "again.md").read_text() == page
+
+
+def test_every_arm_has_the_updates_of_plain_dpo() -> None:
+    for regime in REGIMES.values():
+        for arm in ARMS.values():
+            config = arm.config(regime, 1e-3, 0.1, 0)
+            assert config["max_steps"] == regime.updates
+            assert len(arm.grid) == len(ARMS["dpo"].grid)
+            if arm.sera is None:
+                continue
+            block = parse_block(arm.sera)
+            assert block is not None
+            schedule = plan(
+                regime.pairs,
+                num_rounds=config["num_epochs"],
+                warmup_rounds=1,
+                keep=block.selection.keep,
+                fraction=block.bootstrap.fraction,
+                batching=Batching(BATCH, 1, 1),
+            )
+            # Enough rounds for all updates, and no round that would never begin.
+            assert schedule.max_steps >= regime.updates
+            assert sum(schedule.updates[:-1]) < regime.updates
+
+
+def test_interval_by_hand() -> None:
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    # t of 2 degrees of freedom at 97.5% is 4.3027; the standard error is 1/√3.
+    assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
+    assert found.low == pytest.approx(4 - found.high)
+    assert Interval.of([1.0]).low == -np.inf
+
+
+def test_win_rate_counts_ties_half() -> None:
+    assert win_rate([[1.0, 2.0]], [[1.0]]) == 0.75
+    assert win_rate([[0.0]], [[1.0]]) == 0
+
+
+def test_gold_at_equal_kl_by_hand() -> None:
+    far = [{"kl": 2.0, "gold": 1.0}, {"kl": 6.0, "gold": 3.0}]
+    near = [{"kl": 1.0, "gold": 0.5}, {"kl": 4.0, "gold": 1.0}]
+    assert gold_at(far, 1.0, 0.0) == pytest.approx(0.5)
+    assert gold_at(far, 4.0, 0.0) == pytest.approx(2.0)
+    assert gold_at(far, 9.0, 0.0) == 3.0
+    assert matched(far, near, 0.0) == pytest.approx(1.0)
+    assert matched(near, far, 0.0) == pytest.approx(-1.0)
+
+
+def test_auc_by_hand() -> None:
+    wrong = np.array([True, False, True, False])
+    assert auc(np.array([3.0, 1.0, 2.0, 0.0]), wrong) == 1
+    assert auc(np.array([1.0, 1.0, 1.0, 1.0]), wrong) == 0.5
+    assert auc(np.array([0.0, 3.0, 1.0, 2.0]), wrong) == 0
+    assert auc(np.array([0.0, 1.0]), np.array([True, True])) is None

@@ -8,6 +8,7 @@ behind the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,17 @@ class Prompts:
     def take(self, rows: np.ndarray) -> Prompts:
         """The prompts at these positions."""
         return Prompts(self.topic[rows], self.style[rows], self.context[rows])
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """(topic, style, context, context) of every prompt."""
+        table = np.column_stack([self.topic, self.style, self.context])
+        return [tuple(row) for row in table.tolist()]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, int]]) -> Prompts:
+        """The inverse of ``rows``."""
+        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        return cls(table[:, 0], table[:, 1], table[:, 2:])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""``python -m benchmarks.evidence``: run what is missing, then write the report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.evidence import report, runner, study
+from benchmarks.evidence.arms import ARMS, PLAN, QUICK, REGIMES
+from benchmarks.evidence.study import Results, Run, Settings
+
+PAGE = study.HERE.parents[1] / "docs" / "evidence.md"
+
+
+def main() -> None:
+    args = _arguments()
+    results = Results(args.results)
+    settings = Settings(sft_steps=args.sft_steps, tuned=not args.untuned)
+    if not args.report_only:
+        runner.prepare_parent()
+        plan = QUICK if args.quick else PLAN
+        study.measure_all_sft(args.seeds, settings, results, args.work, args.workers)
+        for regime in args.regimes or plan:
+            arms = args.arms or plan[regime]
+            _run(regime, arms, settings, results, args)
+    report.write(results, settings, args.page, args.page.with_suffix(""))
+    print(f"{args.page} is written")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    add = parser.add_argument
+    add("--regimes", nargs="+", choices=REGIMES, help="default: those of the plan")
+    add("--arms", nargs="+", choices=ARMS, help="default: the regime's arms in the plan")
+    add("--seeds", nargs="+", type=int, default=list(range(5)))
+    add("--quick", action="store_true", help="a small plan that shows that all works")
+    add("--untuned", action="store_true", help="one learning rate and β instead of the grid")
+    add("--sft-steps", type=int, default=Settings().sft_steps, help="updates of the SFT model")
+    add("--report-only", action="store_true", help="run nothing")
+    add("--keep", action="store_true", help="leave the output folders of the runs")
+    add("--workers", type=int, default=2)
+    add("--work", type=Path, default=study.WORK, help="models, data, outputs")
+    add("--results", type=Path, default=study.RESULTS)
+    add("--page", type=Path, default=PAGE, help="plots go into a folder of its name")
+    return parser.parse_args()
+
+
+def _run(
+    regime: str,
+    arms: Sequence[str],
+    settings: Settings,
+    results: Results,
+    args: argparse.Namespace,
+) -> None:
+    tuning: list[Run] = []
+    if settings.tuned:
+        sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
+        tuning = [run for arm in sources for run in study.tuning_runs(regime, arm)]
+    _execute(f"{regime}, tuning", tuning, settings, results, args)
+    # Seed by seed, so that a plan that is cut short has all arms of some seeds.
+    runs = [
+        run
+        for seed in args.seeds
+        for arm in arms
+        for run in study.report_runs(regime, arm, [seed], settings, results)
+    ]
+    _execute(regime, runs, settings, results, args)
+
+
+def _execute(
+    name: str,
+    runs: Sequence[Run],
+    settings: Settings,
+    results: Results,
+    args: argparse.Namespace,
+) -> None:
+    missing = [run for run in runs if results.get(run, settings) is None]
+    print(f"{name}: {len(missing)} of {len(runs)} runs are missing", flush=True)
+    start = time.perf_counter()
+    finished = study.execute_all(
+        missing, settings, results, args.work, args.workers, keep=args.keep
+    )
+    for done, record in enumerate(finished, 1):
+        last = record["curve"][-1]
+        print(
+            f"  {done}/{len(missing)} {record['arm']} seed {record['seed']} "
+            f"lr {record['rate']:g} beta {record['beta']:g}: gold {last['gold']:.3f} "
+            f"KL {last['kl']:.2f} length {last['length']:.1f} "
+            f"({(time.perf_counter() - start) / done:.0f} s each)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Tables and plots: ``docs/evidence.md`` from the stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
+from benchmarks.evidence.study import Results, Settings, tuned
+from benchmarks.evidence.summary import ArmRuns, Summary, bars, spread
+
+HERE = Path(__file__).parent
+PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
+MOST_ROUNDS = 6
+
+
+def write(results: Results, settings: Settings, page: Path, plots: Path) -> None:
+    """Write the page and its plots.
+
+    Args:
+        results: stored runs.
+        settings: sizes they were made with.
+        page: Markdown file.
+        plots: folder for PNG and SVG files, beside the page or below it.
+    """
+    summary = Summary(results, settings)
+    parts = [(HERE / "intro.md").read_text(encoding="utf-8").rstrip()]
+    parts.append("## What was to be reached\n\n" + _bars(summary))
+    reading = HERE / "reading.md"
+    if reading.exists():
+        parts.append(reading.read_text(encoding="utf-8").rstrip())
+    plots.mkdir(parents=True, exist_ok=True)
+    for regime in summary.regimes:
+        arms = summary.of(regime)
+        plot(regime, arms, plots)
+        link = f"{plots.relative_to(page.parent).as_posix()}/{regime}"
+        parts.append(_regime(regime, arms, summary, link))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(r) for r in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _bars(summary: Summary) -> str:
+    rows = [(b.text, b.regime, b.arm, b.verdict, b.detail) for b in bars(summary)]
+    return table(("what", "regime", "arm", "verdict", "difference of gold reward"), rows)
+
+
+def _regime(regime: str, arms: dict[str, ArmRuns], summary: Summary, link: str) -> str:
+    data = REGIMES[regime]
+    source = "the SFT model's own answers" if data.source == "on" else "other writers' answers"
+    spurious = ", a meaningless word in most chosen answers" if data.spurious else ""
+    text = (
+        f"## {regime}\n\n{data.pairs:,} pairs of {source}, {data.noise:.0%} of the labels flipped"
+        f"{spurious}; {data.updates} updates of {BATCH} pairs.\n\n"
+    )
+    text += _judged(arms, summary) + "\n\n" + _made_of(arms)
+    return text + f"\n\n![Gold reward against KL]({link}.png) ([SVG]({link}.svg))"
+
+
+def _judged(arms: dict[str, ArmRuns], summary: Summary) -> str:
+    head = ("arm", "lr, β", "seeds", "gain over SFT", "against DPO", "at equal KL", "verdict",
+            "wins SFT", "wins DPO", "KL", "length", "marker", "s")  # fmt: skip
+    rows = []
+    for name, arm in arms.items():
+        base = arms["ipo"] if ARMS[name].loss == "ipo" and "ipo" in arms else arms["dpo"]
+        rate, beta = tuned(arm.regime, name, summary.settings, summary.results) or (0, 0)
+        plain = name in ("dpo", "oracle")
+        rows.append(
+            (
+                f"`{name}`",
+                f"{rate:g}, {beta:g}",
+                str(len(arm.runs)),
+                f"{arm.gain.mean:.2f} ± {np.std(list(arm.gains.values())):.2f}",
+                "" if name == "dpo" else str(arm.against(arms["dpo"])),
+                "" if name == "dpo" else str(arm.at_equal_kl(arms["dpo"])),
+                "" if plain or arm is base else arm.verdict(base),
+                f"{arm.wins(None):.0%}",
+                "" if name == "dpo" else f"{arm.wins(arms['dpo']):.0%}",
+                f"{arm.mean('kl'):.1f}",
+                f"{arm.mean('length'):.1f}",
+                f"{arm.mean('marker'):.0%}",
+                f"{np.mean([run['seconds'] for run in arm.runs.values()]):.0f}",
+            )
+        )
+    return table(head, rows)
+
+
+def _made_of(arms: dict[str, ArmRuns]) -> str:
+    names = {
+        "kept_accuracy": "right labels among kept",
+        "margin_auc": "AUC of the margin for flips",
+        "fresh_accuracy": "fresh pairs that gold agrees with",
+        "own_accuracy": "own samples, best against worst",
+    }
+    rows = []
+    for name, arm in arms.items():
+        found = {key: arm.by_round(key) for key in names}
+        if any(found.values()):
+            rows.append((f"`{name}`", *(spread(_few(found[key])) for key in names)))
+    if not rows:
+        return "No arm of this regime reviews its data."
+    return "By reviewed round:\n\n" + table(("arm", *names.values()), rows)
+
+
+def _few(values: list[float]) -> list[float]:
+    """At most MOST_ROUNDS values, evenly spread, the first and the last among them."""
+    if len(values) <= MOST_ROUNDS:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, MOST_ROUNDS).round().astype(int)]
+
+
+def plot(regime: str, arms: dict[str, ArmRuns], folder: Path) -> None:
+    """Gold reward against KL, a curve per arm, means over seeds at equal shares of the updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # Otherwise the ids in an SVG are random, and every run changes the file.
+    matplotlib.rcParams["svg.hashsalt"] = "evidence"
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name in PLOTTED:
+        if name in arms:
+            arm = arms[name]
+            kl = np.array([[p["kl"] for p in run["curve"]] for run in arm.runs.values()])
+            gold = np.array(
+                [[p["gold"] - arm.start(s) for p in run["curve"]] for s, run in arm.runs.items()]
+            )
+            axes.plot([0, *kl.mean(axis=0)], [0, *gold.mean(axis=0)], "o-", ms=3, label=name)
+    axes.set_xlabel("KL to the SFT model, nats per answer")
+    axes.set_ylabel("gain in gold reward")
+    axes.set_title(regime)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / f"{regime}.png", dpi=110, metadata={"Software": None})
+    figure.savefig(folder / f"{regime}.svg", metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,196 @@
+"""Numbers of the report: per regime and arm, from the stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.arms import ARMS, REGIMES
+from benchmarks.evidence.statistics import Interval, matched, win_rate
+from benchmarks.evidence.study import Results, Run, Settings, sft_key, tuned
+
+NOT_WORSE = -0.1
+"""*Not worse*: the interval's lower end is above this share of plain training's own gain."""
+KL_LIMIT = 1.5
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of one arm in one regime, by seed, beside the SFT models of the seeds."""
+
+    regime: str
+    arm: str
+    runs: dict[int, dict[str, Any]]
+    sft: dict[int, dict[str, Any]]
+
+    def last(self, name: str) -> list[float]:
+        """A number at the end of training, one per seed."""
+        return [float(run["curve"][-1][name]) for run in self.runs.values()]
+
+    def mean(self, name: str) -> float:
+        """Its mean over seeds."""
+        return float(np.mean(self.last(name)))
+
+    @cached_property
+    def gains(self) -> dict[int, float]:
+        """Gold reward above the SFT model's."""
+        return {
+            seed: run["curve"][-1]["gold"] - self.start(seed) for seed, run in self.runs.items()
+        }
+
+    def start(self, seed: int) -> float:
+        """Gold reward of the seed's SFT model."""
+        return float(self.sft[seed]["curve"][-1]["gold"])
+
+    @property
+    def gain(self) -> Interval:
+        """Mean gain."""
+        return Interval.of(list(self.gains.values()))
+
+    def shared(self, other: ArmRuns) -> list[int]:
+        """Seeds that both arms have."""
+        return [seed for seed in self.runs if seed in other.runs]
+
+    def against(self, other: ArmRuns) -> Interval:
+        """Difference of gold reward, paired by seed."""
+        return Interval.of([self.gains[s] - other.gains[s] for s in self.shared(other)])
+
+    def at_equal_kl(self, other: ArmRuns) -> Interval:
+        """Difference of gold reward at the smaller of both final KLs, paired by seed."""
+        return Interval.of(
+            [
+                matched(self.runs[s]["curve"], other.runs[s]["curve"], self.start(s))
+                for s in self.shared(other)
+            ]
+        )
+
+    def wins(self, other: ArmRuns | None) -> float:
+        """Mean win rate against another arm, or against the SFT model if it is None."""
+        theirs = self.sft if other is None else other.runs
+        rates = [
+            win_rate(run["gold"], theirs[seed]["gold"])
+            for seed, run in self.runs.items()
+            if seed in theirs
+        ]
+        return float(np.mean(rates)) if rates else float("nan")
+
+    def by_round(self, name: str) -> list[float]:
+        """A number of the reviewed rounds, means over seeds, in the order of rounds."""
+        rows = [[entry.get(name) for entry in run["rounds"]] for run in self.runs.values()]
+        columns = zip(*rows, strict=True) if len({len(row) for row in rows}) == 1 else []
+        found = [[v for v in column if v is not None] for column in columns]
+        return [float(np.mean(values)) for values in found if values]
+
+    def verdict(self, base: ArmRuns) -> str:
+        """``better``, ``not worse``, ``worse`` or ``undecided`` against plain training."""
+        difference, floor = self.against(base), NOT_WORSE * base.gain.mean
+        if difference.low > 0:
+            return "better"
+        if difference.low > floor:
+            return "not worse"
+        return "worse" if difference.high < floor else "undecided"
+
+
+class Summary:
+    """All arms of all regimes that have runs on the reporting prompts."""
+
+    def __init__(self, results: Results, settings: Settings) -> None:
+        self.settings = settings
+        self.results = results
+        sft = {
+            record["seed"]: record
+            for record in results.found.values()
+            if record["arm"] == "sft" and record["split"] == "report"
+            if record["key"] == sft_key(record["seed"], "report", settings)
+        }
+        self.arms: dict[tuple[str, str], ArmRuns] = {}
+        for record in sorted(results.found.values(), key=lambda record: record["seed"]):
+            if record["arm"] in ARMS and record["split"] == "report" and self._current(record):
+                key = (record["regime"], record["arm"])
+                runs = self.arms.setdefault(key, ArmRuns(*key, {}, sft))
+                runs.runs[record["seed"]] = record
+
+    def _current(self, record: dict[str, Any]) -> bool:
+        """Whether a record belongs to the code and the tuning as they are now."""
+        if record["regime"] not in REGIMES:
+            return False
+        names = ("regime", "arm", "seed", "split", "rate", "beta")
+        run = Run(**{name: record[name] for name in names})
+        return run.key(self.settings) == record["key"] and (run.rate, run.beta) == tuned(
+            run.regime, run.arm, self.settings, self.results
+        )
+
+    @property
+    def regimes(self) -> list[str]:
+        """Regimes with plain DPO, to which all is compared."""
+        return [regime for regime, arm in self.arms if arm == "dpo"]
+
+    def of(self, regime: str) -> dict[str, ArmRuns]:
+        """Arms of a regime in the order of ``ARMS``."""
+        return {arm: self.arms[regime, arm] for arm in ARMS if (regime, arm) in self.arms}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A line of the table of what was to be reached."""
+
+    text: str
+    regime: str
+    arm: str
+    verdict: str
+    detail: str
+
+
+def bars(summary: Summary) -> list[Bar]:
+    """What holds, what does not, and what is undecided."""
+    found = []
+    for regime in summary.regimes:
+        arms = summary.of(regime)
+        for arm, base in (
+            ("select", "dpo"),
+            ("select-ipo", "ipo"),
+            ("full", "dpo"),
+            ("full-ipo", "ipo"),
+        ):
+            if arm in arms and base in arms:
+                found.append(_bar(arms, regime, arm, base))
+        if "select" in arms and "random" in arms:
+            difference = arms["select"].against(arms["random"])
+            verdict = "holds" if difference.low > 0 else "not shown"
+            text = "selection better than a random 70%"
+            found.append(Bar(text, regime, "select", verdict, str(difference)))
+        if "oracle" in arms and "select" in arms:
+            found.append(_half_way(arms, regime))
+    return found
+
+
+def _bar(arms: dict[str, ArmRuns], regime: str, arm: str, base: str) -> Bar:
+    mine, plain = arms[arm], arms[base]
+    ratio = mine.mean("kl") / max(plain.mean("kl"), 1e-9)
+    return Bar(
+        f"{ARMS[arm].note} against {base.upper()}",
+        regime,
+        arm,
+        mine.verdict(plain),
+        f"{mine.against(plain)}, KL × {ratio:.1f}",
+    )
+
+
+def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
+    """Share of the way from DPO to the oracle that the best arm without gold labels goes."""
+    plain, oracle = arms["dpo"], arms["oracle"]
+    way = oracle.against(plain).mean
+    others = [name for name in arms if name not in ("dpo", "oracle")]
+    best = max(others, key=lambda name: arms[name].against(plain).mean)
+    share = arms[best].against(plain).mean / way if way > 0 else float("nan")
+    verdict = "holds" if share >= 0.5 else "not reached"
+    return Bar("half of the way to the oracle", regime, best, verdict, f"{share:.0%} of {way:.2f}")
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Numbers of successive rounds as text."""
+    return " → ".join(f"{value:.{digits}f}" for value in values) if len(values) else "-"
