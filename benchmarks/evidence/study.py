@@ -302,7 +302,7 @@ def execute_all(
         pass
     jobs = [
         (
-            partial(execute, run, settings, work),
+            partial(execute, run, settings, work, keep=keep),
             logs / f"{run_folder(run, settings, work).name}.log",
         )
         for run in missing
