@@ -47,6 +47,12 @@ Data flows one way; read the modules in this order:
 ``plugin``         registration with Axolotl
 ``cli``            ``axolotl sera ...``
 ``runfiles``       reading a run's artifacts, finished or not
+``planning``       a run reckoned before it starts
+``plan_host``      its data, model sizes and learning rates, without a GPU or weights
+``audit``          ranks the labels of a dataset by a trained policy
+``audit_models``   the policy and its reference, loaded through the host
+``audit_results``  the ranked table, cuts, files
+``terminal``       tables for the terminal
 ``export``         a round as a dataset with a card
 ``report``         HTML pages that work from disk: of a run, of an audit
 =================== ==============================================================

@@ -123,3 +123,80 @@ def export(
     click.echo(f"{exported.folder}: {counts} pairs")
     if repository is not None:
         click.echo(push(exported.folder, repository, private=not public))
+
+
+@sera.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--policy", metavar="MODEL", help="A trained model. Default: that in output_dir.")
+@click.option("--adapter", metavar="FOLDER", help="A trained adapter on base_model instead.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: OUTPUT_DIR-audit.")
+@click.option(
+    "--margin",
+    type=click.Choice(["sum", "mean"]),
+    default="sum",
+    show_default=True,
+    help="Log-ratios summed over an answer, or their mean per token.",
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Also write the least suspicious share of the pairs, as kept.jsonl.",
+)
+@click.option("--truth", metavar="COLUMN", help="Column that is true where a label is wrong.")
+@_one_sentence
+def audit(**options: Any) -> None:
+    """Rank the labels of a dataset by how much a trained policy disagrees with them.
+
+    CONFIG is the YAML of a DPO or IPO run; its base_model is the reference. Nothing is trained.
+    """
+    from sera_plugin import audit as auditing
+    from sera_plugin.terminal import show_audit
+
+    show_audit(auditing.audit(auditing.Request(**options)))
+
+
+@sera.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage, in place of the config's.")
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="Take tokens per second from this run.",
+)
+@click.option("--scoring", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
+@click.option("--sampling", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
+@click.option("--training", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_one_sentence
+def plan(
+    config: Path,
+    gpus: int,
+    zero: int | None,
+    measured: Path | None,
+    scoring: float | None,
+    sampling: float | None,
+    training: float | None,
+    as_json: bool,
+) -> None:
+    """Say what a run would do and cost, or why it would be refused.
+
+    Reads the YAML, the data and the model's config; needs no GPU and loads no weights.
+    Tokens per second are those of all GPUs together.
+    """
+    from sera_plugin.plan_host import plan_run
+    from sera_plugin.planning import Speed
+    from sera_plugin.runfiles import RunFiles
+    from sera_plugin.terminal import plan_json, show_plan
+
+    known = Speed.measured(RunFiles.open(measured)) if measured else Speed()
+    speed = Speed(
+        scoring or known.scoring, sampling or known.generation, training or known.training
+    )
+    planned = plan_run(config, processes=gpus, zero=zero, speed=speed)
+    if as_json:
+        click.echo(plan_json(planned))
+    else:
+        show_plan(planned)

@@ -6,8 +6,8 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 * ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
   ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
   ``_get_train_sampler``, ``_save_checkpoint``
-* ``trl.DPOTrainer._precompute_ref_logps``, ``precompute_ref_logps``, and the helpers of
-  ``trl.models.utils`` and ``trl.trainer.utils`` imported below
+* ``trl.DPOTrainer._prepare_dataset``, ``_precompute_ref_logps``, ``precompute_ref_logps``, and the
+  helpers of ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "gathered_weights",
     "plugin_config",
     "selective_log_softmax",
+    "tokenized",
     "use_adapter",
 ]
 
@@ -48,6 +50,16 @@ __all__ = [
 def plugin_config() -> Any:
     """The validated config of the run, as Axolotl hands it to its plugins."""
     return PluginManager.get_instance().cfg
+
+
+def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Dataset:
+    """Preference pairs with token ids, as the trainer of a run has them; needs no model."""
+    trainer = AxolotlDPOTrainer.__new__(AxolotlDPOTrainer)
+    trainer._tokenizer = tokenizer
+    args: Any = SimpleNamespace(
+        max_length=max_length, truncation_mode="keep_start", dataset_num_proc=None
+    )
+    return trainer._prepare_dataset(dataset, tokenizer, args, "train")
 
 
 @contextmanager

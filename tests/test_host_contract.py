@@ -613,3 +613,15 @@ def test_generate_fills_gaps_in_our_settings_from_the_models():
         "generate no longer mixes the model's own generation settings into ours, so "
         "sera_plugin.generation need not hide them"
     )
+
+
+def test_tokens_without_a_trainer():
+    """``host.tokenized`` calls TRL's preparation on a trainer that was never constructed."""
+    wanted = ["dataset", "processing_class", "args", "dataset_name"]
+    assert names(trl.DPOTrainer._prepare_dataset) == wanted
+    used = {
+        node.attr
+        for node in ast.walk(tree_of(trl.DPOTrainer._prepare_dataset))
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "self"
+    }
+    assert used <= {"_tokenizer"}, "look at host.tokenized, which sets no other attribute"
