@@ -18,8 +18,8 @@ import torch
 from benchmarks import naive
 from benchmarks.hardware import forward_flops, rates, synchronize
 from sera_plugin.generation import Prompt
-from sera_plugin.offline import OfflineAnswers, OfflinePairs
-from sera_plugin.scoring import plan_batches
+from sera_plugin.offline import OfflineAnswers
+from sera_plugin.scoring import Answers
 
 SLOW_PAIRS = 24
 """Pairs that the slow reference scores, one by one."""
@@ -39,14 +39,6 @@ def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
         "flops": bench.flops(),
         "weight_bytes": _weight_bytes(trainer.policies.unwrapped, dtype),
     }
-
-
-def padding_share(pairs: OfflinePairs, max_length: int, token_budget: int) -> float:
-    """Share of padding among the tokens of the plugin's scoring batches."""
-    lengths = np.minimum(OfflineAnswers(pairs).lengths, max_length)
-    batches = plan_batches(lengths, token_budget)
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-    return 1.0 - float(lengths.sum()) / padded
 
 
 @dataclass(frozen=True)
@@ -111,11 +103,6 @@ class Bench:
             "naive_cpu_seconds": [cpu for _, cpu in slow],
             "tokens": done.tokens,
             "fast_padding": 1 - done.tokens / done.padded_tokens,
-            "planned_padding": padding_share(
-                self.trainer.pairs,
-                self.trainer.args.max_length,
-                self.trainer.reviewer.scorer.token_budget,
-            ),
             "naive_padding": 1 - done.tokens / computed,
             "difference": float(np.abs(done.logps.reshape(-1, 2) - logps).max()),
         }
@@ -123,10 +110,11 @@ class Bench:
     def margins(self) -> dict[str, float]:
         """Largest difference of margins to a reference that goes pair by pair, in float64."""
         rows = self._rows()[:SLOW_PAIRS]
-        found = {}
+        answers = Answers([(prompt, answer) for prompt, *both in rows for answer in both])
+        scorer, found = self.trainer.reviewer.scorer, {}
         for name in ("policy", "reference"):
             with getattr(self.trainer.policies, name)() as forward:
-                fast = self._fast(forward).logps.reshape(-1, 2)[: len(rows)]
+                fast = scorer.logps(forward, answers, "benchmark: margins").logps.reshape(-1, 2)
                 slow, _ = self._naive(forward, rows, 1, torch.float64)
             found[name] = (fast, slow)
         fast, slow = (
