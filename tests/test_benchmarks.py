@@ -200,7 +200,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)]
     done = subprocess.run(
-        [*command, "--variants", "plain,select-host-gc,select"],
+        [*command, "--variants", "plain,select"],
         env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
@@ -216,14 +216,15 @@ def results(tmp_path_factory):
 
 @pytest.mark.cli
 def test_the_command_measures_runs_passes_and_growth(results):
-    plain, host, ours = (results["runs"][name][0] for name in ("plain", "select-host-gc", "select"))
+    plain, ours = (results["runs"][name][0] for name in ("plain", "select"))
     assert plain["tokens"] == 3 * results["setting"]["training_tokens"]
     assert 0 < ours["tokens"] < plain["tokens"]
     assert [entry["round"] for entry in ours["rounds"]] == [1, 2, 3]
     assert plain["rounds"] == []
     assert plain["collections"] >= plain["steps"]
-    assert host["collection_seconds"] > ours["collection_seconds"]
-    for run in (plain, host, ours):
+    each = plain["collection_seconds"] / plain["steps"]
+    assert ours["collection_seconds"] < 0.5 * each * ours["steps"]
+    for run in (plain, ours):
         assert 0 < run["seconds"] < run["process_seconds"]
         assert 0 < run["rss_before_gib"] <= run["rss_peak_gib"]
 
