@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from benchmarks.evidence import pairs, report, vocabulary
 from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
 from benchmarks.evidence.artifacts import auc
+from benchmarks.evidence.runs import Results, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
-from benchmarks.evidence.study import Results, Settings, report_runs
 from benchmarks.evidence.world import (
     MARKER,
     MEAN_LENGTH,

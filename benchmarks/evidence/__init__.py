@@ -7,7 +7,14 @@ module          contents
 ``vocabulary``  words as tokens of a Hugging Face tokenizer
 ``policy``      the SFT model, sampling, exact KL
 ``pairs``       preference pairs: writers, label noise, a spurious word; JSONL files
+``arms``        what is compared: regime -> pairs, arm -> YAML, and the plan
+``runs``        a run, the key of its result, stored results, tuning
+``study``       models and data made once, runs executed
+``runner``      one run through Axolotl's own entry point, in a forked process
 ``probe``       an Axolotl plugin that measures the policy while it trains
-``runner``      one arm through Axolotl's own entry point, in a forked process
+``artifacts``   gold accuracy of what SeRA kept and bootstrapped
+``statistics``  paired differences with intervals, win rates, equal KL
+``summary``     numbers per regime and arm, and what was to be reached
+``report``      tables and plots: ``docs/evidence.md``
 =============== ==================================================================
 """

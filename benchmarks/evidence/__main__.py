@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
-from benchmarks.evidence.arms import ARMS, PLAN, QUICK, REGIMES
-from benchmarks.evidence.study import Results, Run, Settings
+from benchmarks.evidence.arms import ARMS, PLAN, QUICK, REGIMES, SEEDS
+from benchmarks.evidence.runs import Results, Run, Settings, report_runs, tuning_runs
 
 PAGE = study.HERE.parents[1] / "docs" / "evidence.md"
 
@@ -34,7 +34,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--regimes", nargs="+", choices=REGIMES, help="default: those of the plan")
     add("--arms", nargs="+", choices=ARMS, help="default: the regime's arms in the plan")
-    add("--seeds", nargs="+", type=int, default=list(range(5)))
+    add("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     add("--quick", action="store_true", help="a small plan that shows that all works")
     add("--untuned", action="store_true", help="one learning rate and β instead of the grid")
     add("--sft-steps", type=int, default=Settings().sft_steps, help="updates of the SFT model")
@@ -57,14 +57,14 @@ def _run(
     tuning: list[Run] = []
     if settings.tuned:
         sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
-        tuning = [run for arm in sources for run in study.tuning_runs(regime, arm)]
+        tuning = [run for arm in sources for run in tuning_runs(regime, arm)]
     _execute(f"{regime}, tuning", tuning, settings, results, args)
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [
         run
         for seed in args.seeds
         for arm in arms
-        for run in study.report_runs(regime, arm, [seed], settings, results)
+        for run in report_runs(regime, arm, [seed], settings, results)
     ]
     _execute(regime, runs, settings, results, args)
 

@@ -12,6 +12,8 @@ from benchmarks.evidence.world import MOST_WORDS
 BATCH = 32
 KEEP = 0.7
 MANY, FEW = 2_000, 200
+SEEDS = 5
+"""Fewest seeds of a comparison; more are added where a verdict is undecided."""
 PLUGIN, TRAINER = "sera_plugin.SeRAPlugin", "sera_plugin.trainer.SeRATrainer"
 
 
@@ -46,6 +48,7 @@ REGIMES = {
     "off-0.0": Regime("off", noise=0.0),
     "off-0.2": Regime("off", noise=0.2),
     "off-0.4": Regime("off", noise=0.4),
+    "few-0.0": Regime(noise=0.0, pairs=FEW, epochs=15),
     "few-0.2": Regime(noise=0.2, pairs=FEW, epochs=15),
     "few-0.4": Regime(noise=0.4, pairs=FEW, epochs=15),
     "spurious-0.2": Regime(noise=0.2, spurious=True),
@@ -53,8 +56,8 @@ REGIMES = {
     "tiny-0.2": Regime(noise=0.2, pairs=64),
 }
 
-RATES = (2e-4, 5e-4, 1.2e-3)
-BETAS = {"dpo": (0.03, 0.1), "ipo": (0.5, 2.0)}
+RATES = (5e-4, 1.2e-3)
+BETAS = {"dpo": (0.03, 0.1, 0.3), "ipo": (0.5, 2.0, 8.0)}
 """IPO's β: the loss asks for a margin of 1/(2β) per token."""
 
 
@@ -68,6 +71,7 @@ class Arm:
         subset: share of the pairs, drawn at random, that is trained on.
         clean: train on the pairs without flipped labels.
         tuned_as: the arm whose learning rate and β are used; empty for this one.
+        shipped: the block leaves settings at their defaults, whose change is another arm.
         note: what it shows, for the tables.
     """
 
@@ -76,6 +80,7 @@ class Arm:
     subset: float = 1.0
     clean: bool = False
     tuned_as: str = ""
+    shipped: bool = False
     note: str = ""
 
     @property
@@ -130,8 +135,11 @@ def _sera(
             "num_candidates": 4,
             "prompts": 0.6,
             "pool": "policy_and_offline",
+            "sampler": "policy",
             "temperature": 0.7,
             "length_penalty": 0.0,
+            "ensemble": True,
+            "guard": False,
             "max_new_tokens": MOST_WORDS + 1,
             **(bootstrap or {}),
         },
@@ -140,6 +148,16 @@ def _sera(
 
 SELECT = _sera(fraction=0.0)
 FULL = _sera()
+SHIPPED = {
+    "selection": {"keep": KEEP},
+    "bootstrap": {"fraction": 0.3, "max_new_tokens": MOST_WORDS + 1},
+}
+"""``sera: true``, but for the length of answers; the sizes of rounds are written out."""
+
+
+def _shipped(**bootstrap: Any) -> dict[str, Any]:
+    return {**SHIPPED, "bootstrap": {**SHIPPED["bootstrap"], **bootstrap}}
+
 
 ARMS: dict[str, Arm] = {
     "dpo": Arm(note="DPO on all pairs"),
@@ -148,10 +166,19 @@ ARMS: dict[str, Arm] = {
     "oracle": Arm(clean=True, note="DPO on the same pairs without flipped labels"),
     "select": Arm(SELECT, note="selection only"),
     "bootstrap": Arm(_sera(keep=1.0), note="bootstrapping only"),
-    "full": Arm(FULL, note="selection and bootstrapping as published"),
-    "select-ipo": Arm(SELECT, loss="ipo", note="selection only, IPO"),
-    "bootstrap-ipo": Arm(_sera(keep=1.0), loss="ipo", note="bootstrapping only, IPO"),
-    "full-ipo": Arm(FULL, loss="ipo", note="as published, IPO"),
+    "full": Arm(FULL, note="as published"),
+    "sera": Arm(_shipped(), shipped=True, note="`sera: true`: selection, bootstrapping, guard"),
+    "reference": Arm(
+        _sera(bootstrap={"sampler": "reference", "ensemble": False}),
+        note="as published, but the reference writes the answers",
+    ),
+    "sera-reference": Arm(
+        _shipped(sampler="reference"), shipped=True, note="`sera: true`, the reference writes"
+    ),
+    "select-ipo": Arm(SELECT, loss="ipo", note="selection only"),
+    "bootstrap-ipo": Arm(_sera(keep=1.0), loss="ipo", note="bootstrapping only"),
+    "full-ipo": Arm(FULL, loss="ipo", note="as published"),
+    "sera-ipo": Arm(_shipped(), loss="ipo", shipped=True, note="`sera: true`"),
     "select-no-ensemble": Arm(
         _sera(fraction=0.0, ensemble=0.0), tuned_as="select", note="selection, γ = 0"
     ),
@@ -160,7 +187,9 @@ ARMS: dict[str, Arm] = {
         tuned_as="select",
         note="selection by the margin per token",
     ),
-    "full-no-ensemble": Arm(_sera(ensemble=0.0), tuned_as="full", note="γ = 0"),
+    "full-no-ensemble": Arm(
+        _sera(ensemble=0.0, bootstrap={"ensemble": False}), tuned_as="full", note="γ = 0"
+    ),
     "full-policy-pool": Arm(
         _sera(bootstrap={"pool": "policy"}), tuned_as="full", note="fresh answers alone compete"
     ),
@@ -171,21 +200,29 @@ ARMS: dict[str, Arm] = {
         _sera(bootstrap={"length_penalty": "auto"}), tuned_as="full", note="length penalty auto"
     ),
     "full-previous": Arm(
-        _sera(reference="previous"), tuned_as="full", note="reference: previous policy"
+        _sera(reference="previous", bootstrap={"ensemble": False}),
+        tuned_as="full",
+        note="reference: previous policy",
+    ),
+    "full-mixed": Arm(
+        _sera(bootstrap={"sampler": "mixed", "ensemble": False}),
+        tuned_as="reference",
+        note="policy and reference write half of the answers each",
     ),
 }
 
-DPO_ARMS = ("dpo", "random", "oracle", "select", "bootstrap", "full")
-IPO_ARMS = ("ipo", "select-ipo", "bootstrap-ipo", "full-ipo")
+MAIN = ("dpo", "random", "select", "full", "sera", "sera-reference")
+IPO = ("ipo", "select-ipo", "full-ipo", "sera-ipo")
+PARTS = ("bootstrap", "bootstrap-ipo", "reference")
 VARIANTS = tuple(name for name, arm in ARMS.items() if arm.tuned_as)
 PLAN: dict[str, tuple[str, ...]] = {
-    "on-0.4": (*DPO_ARMS, *IPO_ARMS, *VARIANTS),
-    "few-0.2": (*DPO_ARMS, *IPO_ARMS, *VARIANTS),
-    "off-0.2": (*DPO_ARMS, *IPO_ARMS),
-    "on-0.2": (*DPO_ARMS, *IPO_ARMS),
-    "on-0.0": tuple(name for name in (*DPO_ARMS, *IPO_ARMS) if name != "oracle"),
-    "off-0.4": DPO_ARMS,
-    "spurious-0.2": DPO_ARMS,
+    "on-0.4": (*MAIN, *IPO, "oracle", *PARTS, *VARIANTS),
+    "few-0.2": (*MAIN, *IPO, "oracle", *PARTS, "select-no-ensemble", "full-no-ensemble"),
+    "off-0.2": (*MAIN, *IPO, "oracle", "reference"),
+    "on-0.2": (*MAIN, *IPO, "oracle"),
+    "on-0.0": (*MAIN, *IPO),
+    "off-0.4": (*MAIN, *IPO, "oracle"),
+    "spurious-0.2": ("dpo", "ipo", "select", "full", "sera"),
 }
 """What `make evidence` runs, most telling first."""
-QUICK = {"quick-0.4": ("dpo", "random", "select", "full")}
+QUICK = {"quick-0.4": ("dpo", "random", "select", "sera")}

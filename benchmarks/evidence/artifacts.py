@@ -82,6 +82,10 @@ def _round(
         "round": int(folder.name.removeprefix("round-")),
         "kept_accuracy": float(1 - wrong[kept].mean()),
         "margin_auc": auc(-margin, wrong),
+        "tokens": sum(
+            summary.get(f"tokens_per_second_{phase}", 0) * summary.get(f"seconds_{phase}", 0)
+            for phase in ("scoring", "generation")
+        ),
         "summary": {
             name: value
             for name, value in summary.items()

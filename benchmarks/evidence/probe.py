@@ -81,6 +81,7 @@ class ProbeCallback(TrainerCallback):
             "curve": self.curve,
             "gold": np.round(golds, 2).tolist(),
             "updates": state.global_step,
+            "tokens": max((log.get("num_tokens", 0) for log in state.log_history), default=0),
             "seconds": round(seconds, 2),
             "seconds_probing": round(self.probing, 2),
         }

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
-from benchmarks.evidence.study import Results, Settings, tuned
+from benchmarks.evidence.arms import ARMS, BATCH, PLAN, REGIMES, SEEDS
+from benchmarks.evidence.runs import Results, Settings, tuned
 from benchmarks.evidence.summary import ArmRuns, Summary, bars, spread
 
 HERE = Path(__file__).parent
 PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
 MOST_ROUNDS = 6
+UNTUNED = (
+    "**Preliminary.** The arms on this page are not tuned: all have the same learning rate and β. "
+    "Arms differ in KL for that reason alone, so nothing here is a verdict on a bar."
+)
 
 
 def write(results: Results, settings: Settings, page: Path, plots: Path) -> None:
@@ -27,6 +31,10 @@ def write(results: Results, settings: Settings, page: Path, plots: Path) -> None
     """
     summary = Summary(results, settings)
     parts = [(HERE / "intro.md").read_text(encoding="utf-8").rstrip()]
+    if not settings.tuned:
+        parts.append(UNTUNED)
+    else:
+        parts.append("**State.** " + _state(summary))
     parts.append("## What was to be reached\n\n" + _bars(summary))
     reading = HERE / "reading.md"
     if reading.exists():
@@ -39,6 +47,16 @@ def write(results: Results, settings: Settings, page: Path, plots: Path) -> None
         parts.append(_regime(regime, arms, summary, link))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _state(summary: Summary) -> str:
+    """How much of the plan is there."""
+    seeds = [
+        f"{regime}: {sum(len(arm.runs) >= SEEDS for arm in summary.of(regime).values())} of "
+        f"{len(arms)} arms"
+        for regime, arms in PLAN.items()
+    ]
+    return f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,7 +84,7 @@ def _regime(regime: str, arms: dict[str, ArmRuns], summary: Summary, link: str) 
 
 def _judged(arms: dict[str, ArmRuns], summary: Summary) -> str:
     head = ("arm", "lr, β", "seeds", "gain over SFT", "against DPO", "at equal KL", "verdict",
-            "wins SFT", "wins DPO", "KL", "length", "marker", "s")  # fmt: skip
+            "wins SFT", "wins DPO", "KL", "length", "marker", "s", "k tokens")  # fmt: skip
     rows = []
     for name, arm in arms.items():
         base = arms["ipo"] if ARMS[name].loss == "ipo" and "ipo" in arms else arms["dpo"]
@@ -87,6 +105,7 @@ def _judged(arms: dict[str, ArmRuns], summary: Summary) -> str:
                 f"{arm.mean('length'):.1f}",
                 f"{arm.mean('marker'):.0%}",
                 f"{np.mean([run['seconds'] for run in arm.runs.values()]):.0f}",
+                f"{arm.tokens / 1e3:.0f}",
             )
         )
     return table(head, rows)

@@ -46,28 +46,32 @@ PRELOADED = (
 """Imported before forking. Not the trainers: Axolotl patches TRL before it imports them."""
 
 
+RECIPE: dict[str, Any] = {
+    "rl": "dpo",
+    "sequence_len": 48,
+    "micro_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "optimizer": "adamw_torch",
+    "lr_scheduler": "cosine",
+    "warmup_ratio": 0.05,
+    "val_set_size": 0,
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "precompute_ref_log_probs": True,
+}
+"""Keys of all arms that determine the result."""
+
+
 def base_config(model: Path, data: Path, output: Path) -> dict[str, Any]:
     """The keys that all arms share."""
-    return {
+    return RECIPE | {
         "base_model": str(model),
-        "rl": "dpo",
         "datasets": [{"path": str(data), "ds_type": "json", "split": "train"}],
         "dataset_prepared_path": str(output / "prepared"),
         "output_dir": str(output / "out"),
-        "sequence_len": 48,
-        "micro_batch_size": 32,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 3,
-        "optimizer": "adamw_torch",
-        "lr_scheduler": "cosine",
-        "warmup_ratio": 0.05,
-        "val_set_size": 0,
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "logging_steps": 1000,
+        "logging_steps": 1,
         "save_strategy": "no",
-        "precompute_ref_log_probs": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.arms import ARMS, REGIMES
+from benchmarks.evidence.runs import Results, Settings, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, matched, win_rate
-from benchmarks.evidence.study import Results, Run, Settings, sft_key, tuned
 
 NOT_WORSE = -0.1
 """*Not worse*: the interval's lower end is above this share of plain training's own gain."""
@@ -34,6 +35,18 @@ class ArmRuns:
     def mean(self, name: str) -> float:
         """Its mean over seeds."""
         return float(np.mean(self.last(name)))
+
+    @property
+    def tokens(self) -> float:
+        """Mean number of tokens trained on, scored and sampled in a run."""
+        return float(
+            np.mean(
+                [
+                    run["tokens"] + sum(entry["tokens"] for entry in run["rounds"])
+                    for run in self.runs.values()
+                ]
+            )
+        )
 
     @cached_property
     def gains(self) -> dict[int, float]:
@@ -108,21 +121,14 @@ class Summary:
             if record["key"] == sft_key(record["seed"], "report", settings)
         }
         self.arms: dict[tuple[str, str], ArmRuns] = {}
-        for record in sorted(results.found.values(), key=lambda record: record["seed"]):
-            if record["arm"] in ARMS and record["split"] == "report" and self._current(record):
-                key = (record["regime"], record["arm"])
-                runs = self.arms.setdefault(key, ArmRuns(*key, {}, sft))
-                runs.runs[record["seed"]] = record
-
-    def _current(self, record: dict[str, Any]) -> bool:
-        """Whether a record belongs to the code and the tuning as they are now."""
-        if record["regime"] not in REGIMES:
-            return False
-        names = ("regime", "arm", "seed", "split", "rate", "beta")
-        run = Run(**{name: record[name] for name in names})
-        return run.key(self.settings) == record["key"] and (run.rate, run.beta) == tuned(
-            run.regime, run.arm, self.settings, self.results
-        )
+        for regime, arm in itertools.product(REGIMES, ARMS):
+            found = {
+                run.seed: results.found[run.key(settings)]
+                for run in report_runs(regime, arm, sorted(sft), settings, results)
+                if run.key(settings) in results.found
+            }
+            if found:
+                self.arms[regime, arm] = ArmRuns(regime, arm, found, sft)
 
     @property
     def regimes(self) -> list[str]:
