@@ -18,6 +18,7 @@ Data flows one way; read the modules in this order:
 ``endings``        how offline answers end, so that sampled ones end alike
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
 ``shards``         finished parts of passes on disk, with checksums, reused by a restart
+``progress``       a bar on a terminal, log lines elsewhere
 ``dealing``        batches dealt to all ranks, a shard written per group (collectives)
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``scoring``        log-probs of completions under a model (torch, collectives)
@@ -34,6 +35,7 @@ Data flows one way; read the modules in this order:
 ``tables``         a reviewed round as files, and back
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``records``        the texts of D and the host's log, for reports and exports
+``showcase``       a table of fresh pairs for Weights & Biases or Trackio
 ``artifacts``      fresh pairs as text, the record of a run
 ``changes``        what differs between a run and its resumption
 ``checkpoints``    what the host will resume from, checked before a model is loaded

@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm.auto import tqdm
 
 from sera_plugin.logs import logger
+from sera_plugin.progress import PassProgress
 from sera_plugin.shards import Shards
 
 LOG = logger(__name__)
@@ -43,6 +43,7 @@ def deal(
     shards: Shards | None,
     stored: bool,
     after_shard: Callable[[], None] | None = None,
+    tokens: Callable[[int, T], int] | None = None,
 ) -> dict[int, T]:
     """Results of all batches by number, on every rank; every rank must call this alike.
 
@@ -58,6 +59,8 @@ def deal(
         stored: whether finished results are stored and reused; equal on every rank.
         after_shard: called on every rank when a group is finished and stored; it may raise to
             end the pass there.
+        tokens: tokens of a batch by its number and result, for the progress that is shown; those
+            of the other ranks' batches are taken to be as many.
 
     Raises:
         OSError: on the main process, if a shard can't be written.
@@ -65,28 +68,23 @@ def deal(
     done = _reused(codec, shards, description, count) if stored else {}
     left = [number for number in range(count) if number not in done]
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    bar = tqdm(
-        total=count,
-        initial=len(done),
-        desc=description,
-        disable=not accelerator.is_main_process,
-    )
-    for start in range(0, len(left), group * ranks):
-        numbers = left[start : start + group * ranks]
-        found: list[tuple[int, T]] = []
-        for first in range(0, len(numbers), ranks):
-            mine = first + rank
-            result = compute(numbers[mine if mine < len(numbers) else first])
-            if mine < len(numbers):
-                found.append((numbers[mine], result))
-            bar.update(min(ranks, len(numbers) - first))
-        gathered: dict[int, T] = dict(sorted(gather_object(found), key=lambda pair: pair[0]))
-        if shards is not None:
-            shards.write(codec.encode(gathered))
-        done |= gathered
-        if after_shard is not None:
-            after_shard()
-    bar.close()
+    with PassProgress(description, count, len(done), shown=accelerator.is_main_process) as progress:
+        for start in range(0, len(left), group * ranks):
+            numbers = left[start : start + group * ranks]
+            found: list[tuple[int, T]] = []
+            for first in range(0, len(numbers), ranks):
+                mine = numbers[first + rank if first + rank < len(numbers) else first]
+                result = compute(mine)
+                if first + rank < len(numbers):
+                    found.append((mine, result))
+                at_once = min(ranks, len(numbers) - first)
+                progress.advance(at_once, at_once * tokens(mine, result) if tokens else 0)
+            gathered: dict[int, T] = dict(sorted(gather_object(found), key=lambda pair: pair[0]))
+            if shards is not None:
+                shards.write(codec.encode(gathered))
+            done |= gathered
+            if after_shard is not None:
+                after_shard()
     return done
 
 

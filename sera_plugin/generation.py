@@ -182,6 +182,7 @@ class Sampler:
             shards=self._shards(origin, prompts, seed, round_number),
             stored=origin is not None,
             after_shard=self.after_shard,
+            tokens=lambda _, found: sum(len(a.token_ids) for _, each in found for a in each),
         )
         return {
             example_id: answers for number in sorted(found) for example_id, answers in found[number]

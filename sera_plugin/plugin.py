@@ -37,10 +37,10 @@ DEPENDENCIES = (
     "pyarrow.compute",
     "pyarrow.parquet",
     "rich.console",
+    "rich.progress",
     "rich.table",
     "safetensors.torch",
     "torch",
-    "tqdm.auto",
     "transformers",
     "trl",
 )

@@ -199,6 +199,7 @@ class Scorer:
             shards=self._shards(origin, completions, lengths),
             stored=origin is not None,
             after_shard=self.after_shard,
+            tokens=lambda number, _: int(lengths[batches[number]].sum()),
         )
         logps = np.full(len(lengths), np.nan)
         for number, values in found.items():

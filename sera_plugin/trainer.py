@@ -33,6 +33,7 @@ from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
+from sera_plugin.showcase import log_samples
 from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
 from sera_plugin.store import RunStore
 from sera_plugin.tables import ReviewTable, RoundRecord
@@ -236,6 +237,8 @@ class SeRATrainer(RoundTrainer):
                 LOG.info("Round %d, guard: %s", number, summary["guard"])
             folder = self.store.write_round(number, record, fresh, summary, candidates)
             LOG.info("Round %d is written to %s\n%s", number, folder, table_text(self.summaries))
+            fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
+            log_samples(fresh, self.args.report_to, self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     def _keep_policy(self, number: int, *, resumed: bool = False) -> None:
