@@ -53,10 +53,11 @@ BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
 
 
 def _sera(**bootstrap: Any) -> dict[str, Any]:
+    """Both the policy and the reference write answers, so that every backend samples from both."""
+    settings = {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 24, "guard": False}
     return {
         "selection": {"keep": KEPT},
-        "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 24, "guard": False}
-        | bootstrap,
+        "bootstrap": settings | {"sampler": "mixed"} | bootstrap,
     }
 
 
@@ -156,6 +157,8 @@ def check(run: Path, expected: pd.DataFrame) -> None:
     assert len(rows) == KEPT + FRESH
     assert rows["key"].is_unique
     assert json.loads((run / "sera/run.json").read_text())["ranks"] == 2
+    sources = pq.read_table(run / "sera/round-02/candidates.parquet").column("source")
+    assert {"policy", "reference"} <= set(sources.to_pylist())
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
@@ -184,7 +187,7 @@ def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
 
 def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) -> None:
     """Three batches of prompts on two ranks that must take every decoding step together."""
-    sera = _sera(gather=False, num_candidates=6, max_new_tokens=60, prompts=0.3)
+    sera = _sera(gather=False, num_candidates=6, max_new_tokens=60, sampler="policy")
     run, _ = runs.ranks(**runs.backend("zero3"), sera=sera)
     candidates = pq.read_table(run / "sera/round-02/candidates.parquet").to_pandas()
     assert candidates["example_id"].nunique() == 18
