@@ -1,4 +1,4 @@
-"""Whether the implicit reward can be trusted to rank sampled answers. Pure functions on numpy.
+"""Whether the implicit reward can be trusted to rank the policy's answers. Pure functions on numpy.
 
 Five signals are measured on every review, in units that mean the same for every model: nats per
 token, a ratio to the first review, correlations and shares. Past a limit the number of
@@ -21,21 +21,19 @@ CONFIDENCE = 1.645
 
 @dataclass(frozen=True)
 class SampledAnswers:
-    """The different answers sampled for one prompt; arrays of shape (k,).
+    """The different answers that the policy wrote to one prompt; arrays of shape (k,).
 
     Attributes:
         rewards: r − α·|y|, by which the answers are ranked.
         log_ratios: log πθ/πref, nats.
         tokens: lengths, with the ending.
-        by_policy: how often the policy wrote the answer.
-        by_reference: how often the reference did.
+        times: how often each was sampled.
     """
 
     rewards: np.ndarray
     log_ratios: np.ndarray
     tokens: np.ndarray
-    by_policy: np.ndarray
-    by_reference: np.ndarray
+    times: np.ndarray
 
     def finite(self) -> SampledAnswers:
         """Without answers whose numbers are not finite."""
@@ -73,8 +71,7 @@ class Signals:
     """What the guard looks at.
 
     Attributes:
-        drift: log-ratio per token of the policy's own answers, nats: how far it has left πref. Of
-            the reference's answers the negative, so it grows either way.
+        drift: log-ratio per token of the policy's answers, nats: how far it has left πref.
         spread: within-prompt standard deviation of log πθ/πref, nats.
         spread_ratio: ``spread`` over that of the first review that had one, 1 there.
         length_correlation: Spearman correlation of reward and length, mean over prompts.
@@ -127,7 +124,7 @@ def measure(
     """All signals of one review.
 
     Args:
-        prompts: the sampled answers, one entry per prompt.
+        prompts: the policy's answers, one entry per prompt.
         held_out: margins of held-out pairs, chosen minus rejected.
         first_spread: ``spread`` of the first review, or None at that one.
     """
@@ -148,15 +145,9 @@ def measure(
 
 
 def drift(prompts: Sequence[SampledAnswers]) -> Estimate:
-    """Σ log-ratios over Σ tokens of all sampled answers, repeats counted, by prompt."""
+    """Σ log-ratios over Σ tokens of all the policy's answers, repeats counted, by prompt."""
     sums = np.array(
-        [
-            (
-                np.sum((a.by_policy - a.by_reference) * a.log_ratios),
-                np.sum((a.by_policy + a.by_reference) * a.tokens),
-            )
-            for a in prompts
-        ],
+        [(np.sum(a.times * a.log_ratios), np.sum(a.times * a.tokens)) for a in prompts],
         dtype=float,
     ).reshape(-1, 2)
     sums = sums[sums[:, 1] > 0]
@@ -238,7 +229,7 @@ def _checks(signals: Signals, limits: GuardConfig) -> Iterator[tuple[float, str]
 
     correlation = signals.length_correlation
     above = (
-        ("max_drift", signals.drift, "the log-ratio of sampled answers is {} nats per token"),
+        ("max_drift", signals.drift, "the log-ratio of the policy's answers is {} nats per token"),
         ("max_spread", signals.spread_ratio, "the reward's spread is {} times the first review's"),
         (
             "max_length_correlation",

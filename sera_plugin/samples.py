@@ -81,7 +81,7 @@ def for_the_guard(
     beta: float,
     penalty: float,
 ) -> list[SampledAnswers]:
-    """What the guard measures: the scored answers of each prompt, and how often each was sampled.
+    """What the guard measures: the policy's answers to each prompt, and how often it wrote each.
 
     Args:
         written: all sampled answers.
@@ -89,19 +89,16 @@ def for_the_guard(
         beta: β of the loss.
         penalty: α of the ranking reward.
     """
-    return [
-        SampledAnswers(
-            rewards=np.array([c.reward(beta, penalty) for c in candidates], dtype=float),
-            log_ratios=np.array([c.policy_logp - c.reference_logp for c in candidates]),
-            tokens=np.array([len(c.token_ids) for c in candidates], dtype=np.int64),
-            by_policy=_times(written.get(Source.POLICY, {}).get(example_id, ()), candidates),
-            by_reference=_times(written.get(Source.REFERENCE, {}).get(example_id, ()), candidates),
+    found = []
+    for example_id, answers in written.get(Source.POLICY, {}).items():
+        times = Counter((answer.token_ids, answer.finished) for answer in answers)
+        own = [c for c in fresh[example_id] if (c.token_ids, c.finished) in times]
+        found.append(
+            SampledAnswers(
+                rewards=np.array([c.reward(beta, penalty) for c in own], dtype=float),
+                log_ratios=np.array([c.policy_logp - c.reference_logp for c in own], dtype=float),
+                tokens=np.array([len(c.token_ids) for c in own], dtype=np.int64),
+                times=np.array([times[c.token_ids, c.finished] for c in own], dtype=np.int64),
+            )
         )
-        for example_id, candidates in fresh.items()
-    ]
-
-
-def _times(sampled: Sequence[Rollout], candidates: Sequence[Candidate]) -> np.ndarray:
-    """How often each candidate is among the sampled answers, int64, shape (k,)."""
-    seen = Counter((answer.token_ids, answer.finished) for answer in sampled)
-    return np.array([seen[c.token_ids, c.finished] for c in candidates], dtype=np.int64)
+    return found

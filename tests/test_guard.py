@@ -40,13 +40,12 @@ LIMITS = GuardConfig(
 )
 
 
-def answers(rewards, tokens, log_ratios=None, by_policy=None, by_reference=None):
+def answers(rewards, tokens, log_ratios=None, times=None):
     return SampledAnswers(
         np.array(rewards, dtype=float),
         np.array(rewards if log_ratios is None else log_ratios, dtype=float),
         np.array(tokens),
-        np.array([1] * len(rewards) if by_policy is None else by_policy),
-        np.array([0] * len(rewards) if by_reference is None else by_reference),
+        np.array([1] * len(rewards) if times is None else times),
     )
 
 
@@ -62,11 +61,10 @@ def test_mean_and_standard_error_by_hand():
 
 def test_drift_by_hand():
     prompts = [
-        # The policy wrote the first answer twice and the second once: 2·3 + 1·(−1) nats on
-        # 2·4 + 1·2 tokens.
+        # The first answer twice and the second once: 2·3 + 1·(−1) nats on 2·4 + 1·2 tokens.
         answers([0, 0], [4, 2], [3, -1], [2, 1]),
-        # One of each writer: 1·2 − 1·(−4) nats on 3 + 7 tokens.
-        answers([0, 0], [3, 7], [2, -4], [1, 0], [0, 1]),
+        # 2 + 4 nats on 3 + 7 tokens.
+        answers([0, 0], [3, 7], [2, 4]),
     ]
     found = drift(prompts)
     assert found.value == pytest.approx((5 + 6) / (10 + 10))
@@ -159,7 +157,7 @@ def test_answers_without_numbers_are_left_out():
 numbers = st.floats(-50, 50) | st.sampled_from([math.nan, math.inf, -math.inf])
 prompts = st.lists(
     st.lists(
-        st.tuples(numbers, st.integers(1, 40), numbers, st.integers(0, 3), st.integers(0, 3)),
+        st.tuples(numbers, st.integers(1, 40), numbers, st.integers(0, 3)),
         max_size=5,
     ).map(lambda rows: answers(*map(list, zip(*rows, strict=True))) if rows else answers([], [])),
     max_size=8,
@@ -239,9 +237,10 @@ def test_the_smallest_share_counts_and_all_reasons_are_given():
     decision = decide(signals, LIMITS)
     assert decision.share == pytest.approx(0.5)
     assert decision.sentence(31) == (
-        "at most 16 of 31 planned bootstrapped pairs may enter: the log-ratio of sampled answers "
-        "is 0.75 ± 0 nats per token, above sera.bootstrap.guard.max_drift: 0.5; the reward's "
-        "spread is 2.5 ± 0 times the first review's, above sera.bootstrap.guard.max_spread: 2."
+        "at most 16 of 31 planned bootstrapped pairs may enter: the log-ratio of the policy's "
+        "answers is 0.75 ± 0 nats per token, above sera.bootstrap.guard.max_drift: 0.5; the "
+        "reward's spread is 2.5 ± 0 times the first review's, above "
+        "sera.bootstrap.guard.max_spread: 2."
     )
 
 

@@ -22,7 +22,8 @@ class GuardConfig(Block):
         default=0.5,
         gt=0,
         le=MOST,
-        description="Most nats per token by which sampled answers may have left the reference.",
+        description="Most nats per token by which the policy's answers may have left the "
+        "reference.",
     )
     max_spread: Float = Field(
         default=3.0,
