@@ -29,6 +29,11 @@ Data flows one way; read the modules in this order:
 ``samples``        who wrote the sampled answers, and what they show
 ``bootstrapping``  sampling, scoring and pairing of fresh answers
 ``review``         one review: scoring -> selection -> bootstrap -> round
+``refinement``     Δ of Sr-DPO and Sr-IPO and its place in the loss
+``quality``        prompts with the quality prompt in them
+``quality_pairs``  pairs, rounds and batches with such prompts
+``refiner``        Δ at every step or once per round (torch, collectives)
+``sampling``       how a run samples, from its config, pairs and tokenizer
 ``scaling``        what a run costs in tokens and memory, before it starts
 ``estimate``       that cost for the run at hand, logged before round 1
 ``files``          files that appear whole, checksums

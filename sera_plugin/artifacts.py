@@ -1,11 +1,14 @@
-"""Bootstrapped pairs as text that Axolotl can train on again, and the record of a run."""
+"""Bootstrapped pairs as text that Axolotl can train on again, stored Δ, the record of a run."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.changes import batch_settings
@@ -14,6 +17,7 @@ from sera_plugin.identity import dataset_hash
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate
 from sera_plugin.review import Review
+from sera_plugin.store import explained
 from sera_plugin.version import __version__
 
 
@@ -78,6 +82,19 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
             }
 
 
+def write_gaps(path: Path, gaps: pa.Table) -> None:
+    """Write the log-probs that Δ of a round is found from; the file appears whole or not at all.
+
+    Raises:
+        StoreError: if it can't be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = path.with_name(path.name + ".tmp")
+        pq.write_table(gaps, building)
+        building.replace(path)
+
+
 def run_settings(trainer: Any) -> dict[str, Any]:
     """What a run was started with."""
     schedule = trainer.schedule
@@ -86,6 +103,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "axolotl": importlib.metadata.version("axolotl"),
         "trl": importlib.metadata.version("trl"),
         "sera": trainer.sera.model_dump(),
+        "quality_prompt": trainer.refiner.quality_prompt if trainer.refiner else None,
         "base_model": str(plugin_config().base_model),
         "sequence_len": trainer.args.max_length,
         "loss_type": list(trainer.loss_types),

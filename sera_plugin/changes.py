@@ -28,6 +28,7 @@ _UNSAFE = {
     "seed": "seed",
     "beta": "rl_beta",
     "loss_type": "the loss",
+    "quality_prompt": "the text of sera.refine.prompt",
     "global_batch": "the global batch (micro_batch_size × gradient_accumulation_steps × processes)",
     "updates": "the updates of each round (num_epochs, max_steps or batch size)",
 }

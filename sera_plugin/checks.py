@@ -14,6 +14,8 @@ from datasets import Dataset, IterableDataset
 from sera_plugin.choosing import rule_of
 from sera_plugin.config import SeraConfig, SeraConfigError
 from sera_plugin.external import missing_columns
+from sera_plugin.quality import quality_text
+from sera_plugin.refinement import LOSSES
 from sera_plugin.rules import RuleError
 from sera_plugin.schedule import Batching, Schedule, plan
 
@@ -57,7 +59,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     Raises:
         SeraConfigError: one sentence naming the key, its value and what is allowed.
     """
-    rl = getattr(cfg.get("rl"), "value", cfg.get("rl"))
+    rl = rl_of(cfg)
     if rl not in ("dpo", "ipo"):
         raise SeraConfigError(f"rl: {_yaml(rl)} can't be used with sera; allowed are dpo and ipo.")
     trainer_cls = cfg.get("trainer_cls")
@@ -90,13 +92,36 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         rule_of(config.selection)
     except RuleError as error:
         raise SeraConfigError(str(error)) from error
+    if config.refinement is not None:
+        quality_text(config.refinement.prompt)
+        _check_loss(cfg)
+
+
+def _check_loss(cfg: Any) -> None:
+    kinds = cfg.get("dpo_loss_type") or ["sigmoid"]
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    if rl_of(cfg) == "dpo" and kinds not in ([loss] for loss in LOSSES):
+        raise SeraConfigError(
+            f"dpo_loss_type: {_yaml(kinds)} can't be used with sera.refine, which is defined for "
+            "sigmoid (the default) and ipo alone."
+        )
+
+
+def rl_of(cfg: Any) -> Any:
+    """The host's ``rl:`` value as a word."""
+    return getattr(cfg.get("rl"), "value", cfg.get("rl"))
 
 
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
     epochs = cfg.get("num_epochs", 1)
     epochs = 1 if epochs is None else epochs
-    if not _whole(epochs) or epochs <= config.warmup_rounds:
-        shown = repr(epochs) if isinstance(epochs, str) else _yaml(epochs)
+    shown = repr(epochs) if isinstance(epochs, str) else _yaml(epochs)
+    if not config.reviews and (not _whole(epochs) or epochs < 1):
+        raise SeraConfigError(
+            f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
+            "number from 1."
+        )
+    if config.reviews and (not _whole(epochs) or epochs <= config.warmup_rounds):
         raise SeraConfigError(
             f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
             f"number above sera.warmup_rounds: {config.warmup_rounds}."
@@ -180,6 +205,7 @@ def plan_of(cfg: Any, config: SeraConfig, pairs: int) -> Schedule:
             drop_last=bool(cfg.dataloader_drop_last),
         ),
         max_steps=cfg.max_steps,
+        reviews=config.reviews,
     )
 
 

@@ -39,7 +39,8 @@ def estimate_text(trainer: Any) -> str:
     pairs, bootstrap = trainer.pairs, trainer.sera.bootstrap
     answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
     prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
-    size = next(size for size in trainer.schedule.rounds if size.reviewed)
+    last = trainer.schedule.rounds[-1]
+    size = next((size for size in trainer.schedule.rounds if size.reviewed), last)
     sampled = share_of(bootstrap.prompts, len(pairs)) if size.bootstrapped else 0
     cost = round_tokens(
         len(pairs),
@@ -57,9 +58,16 @@ def estimate_text(trainer: Any) -> str:
     stage = 3 if trainer.is_fsdp_enabled else stage
     sizes = model_size(unwrapped, separate_reference=separate, deepspeed=plugin is not None)
     memory = memory_per_rank(sizes, stage, ranks)
-    return (
+    reviewed = (
         f"Estimate for each reviewed round: {cost.scored:,} tokens scored, {cost.sampled:,} "
         f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
+    )
+    refined = ""
+    if trainer.refiner is not None:
+        more = int(trainer.refiner.tokens * size.total / len(pairs))
+        refined = f"Estimate of what Δ takes: {more:,} tokens scored in each round.\n"
+    return (
+        f"{reviewed if size.reviewed else ''}{refined}"
         f"Estimate per rank at ZeRO stage {stage} on {ranks} ranks, without activations: policy "
         f"{memory.policy / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, optimizer "
         f"{memory.optimizer / GIB:.2f}, reference {memory.reference / GIB:.2f} GiB, and "

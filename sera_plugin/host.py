@@ -6,8 +6,9 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 * ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
   ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
   ``_get_train_sampler``, ``_save_checkpoint``
-* ``trl.DPOTrainer._prepare_dataset``, ``_precompute_ref_logps``, ``precompute_ref_logps``, and the
-  helpers of ``trl.models.utils`` and ``trl.trainer.utils`` imported below
+* ``trl.DPOTrainer._prepare_dataset``, ``_precompute_ref_logps``, ``precompute_ref_logps``,
+  ``_compute_loss``, ``_metrics``, ``_set_signature_columns_if_needed``, and the helpers of
+  ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
@@ -16,10 +17,10 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
@@ -37,6 +38,7 @@ from trl.trainer.utils import use_adapter
 from sera_plugin.schedule import Batching, Schedule
 
 __all__ = [
+    "REFINEMENT",
     "RoundTrainer",
     "disable_gradient_checkpointing",
     "gathered_weights",
@@ -45,6 +47,28 @@ __all__ = [
     "tokenized",
     "use_adapter",
 ]
+
+
+REFINEMENT = "sera_refinement"
+"""The key of a batch under which it holds what Δ is found from."""
+
+
+class Refining(Protocol):
+    """Finds what a batch adds to the loss."""
+
+    def shift(
+        self, model: torch.nn.Module, given: Mapping[str, Any], tokens: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """What the loss adds to log πref of the chosen answers, shape (pairs,), and what to log.
+
+        Args:
+            model: the wrapped policy.
+            given: what the batch holds under ``REFINEMENT``.
+            tokens: lengths of the chosen and of the rejected answers as the loss counts them.
+        """
+
+    def note(self, margins: torch.Tensor) -> None:
+        """Called with the true margins h of the batch that was shifted last."""
 
 
 def plugin_config() -> Any:
@@ -82,8 +106,11 @@ class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
     A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round``,
-    ``close_run``, ``checkpoint_saved`` and ``with_reference``.
+    ``close_run``, ``checkpoint_saved`` and ``with_reference``; and ``refiner`` if its batches
+    hold ``REFINEMENT``.
     """
+
+    refiner: Refining | None = None
 
     schedule: Schedule
 
@@ -216,3 +243,47 @@ class RoundTrainer(AxolotlDPOTrainer):
         # TRL calls this in its constructor, before the models are prepared, with a cache that
         # only one rank finds; `open_run` adds the log-probs instead.
         return self.with_reference(dataset) if self.is_in_train else dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns  # type: ignore[has-type]
+        self._signature_columns = list(dict.fromkeys([*columns, REFINEMENT]))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if REFINEMENT not in inputs or self.refiner is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        batch = {name: value for name, value in inputs.items() if name != REFINEMENT}
+        lengths = batch["completion_mask"].sum(dim=1)
+        shift, noted = self.refiner.shift(model, inputs[REFINEMENT], lengths.chunk(2))
+        for name, value in noted.items():
+            self._metrics["train"][name].append(value)
+        reference = batch["ref_chosen_logps"]
+        shifted = batch | {"ref_chosen_logps": reference + shift.to(reference)}
+        loss, outputs = super()._compute_loss(model, shifted, True)
+        self.refiner.note(self._write_true_rewards(batch, outputs.logits))
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _write_true_rewards(self, batch: dict[str, Any], logits: torch.Tensor) -> torch.Tensor:
+        """Put the rewards under πref itself in the place of those that TRL has just noted.
+
+        TRL's loss takes the same columns for the rewards it logs, and accuracy can't be corrected
+        from means, so log πθ is taken from the logits once more.
+        """
+        logps = selective_log_softmax(logits[..., :-1, :], batch["input_ids"][..., 1:])
+        logps = logps.masked_fill(batch["completion_mask"][..., 1:] == 0, 0.0).sum(dim=1)
+        chosen, rejected = (
+            self.beta * (answer - batch[name])
+            for answer, name in zip(
+                logps.chunk(2), ("ref_chosen_logps", "ref_rejected_logps"), strict=True
+            )
+        )
+        noted = self._metrics["train" if self.model.training else "eval"]
+        for name, values in {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": (chosen > rejected).float(),
+            "rewards/margins": chosen - rejected,
+        }.items():
+            noted[name][-1] = self.accelerator.gather(values).mean().item()
+        return chosen - rejected

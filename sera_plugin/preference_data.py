@@ -40,3 +40,21 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
             ) from error
         raise
     return meta, load_tokenizer(cfg)
+
+
+def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The templates that may have written the training prompts, the run's own first.
+
+    A dataset entry may name a template of its own, or a ``type`` that writes as one does.
+    """
+    from axolotl.utils.chat_templates import extract_chat_template_args, get_chat_template
+
+    found = [tokenizer.chat_template] if isinstance(tokenizer.chat_template, str) else []
+    for entry in cfg.datasets or ():
+        kind = str(entry.get("type") or "").partition(".")[0]
+        choice, jinja = extract_chat_template_args(cfg=cfg, ds_cfg=entry)
+        if choice != "tokenizer_default" or found:
+            found.append(get_chat_template(choice, jinja_template=jinja, tokenizer=tokenizer))
+        if kind in ("chatml", "llama3"):
+            found.append(get_chat_template(kind))
+    return list(dict.fromkeys(found))

@@ -91,7 +91,7 @@ def last_review(trainer: Any, epochs_done: int, resumed_within: int | None) -> R
                 summary = {"round": float(size.number), "kept": float(size.total)}
                 trainer.store.update_summary(size.number, summary)
     number = resumed_within or epochs_done
-    if number <= trainer.sera.warmup_rounds:
+    if number == 0 or not trainer.schedule.rounds[number - 1].reviewed:
         return None
     record: RoundRecord | None = shared(
         trainer.accelerator, lambda: trainer.store.read_round(number)

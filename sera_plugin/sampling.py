@@ -7,13 +7,17 @@ from typing import Any
 from sera_plugin.endings import common_ending
 from sera_plugin.generation import Sampling
 
+GENERATION_BATCHES = 8
+"""Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
+
 
 def sampling_settings(trainer: Any, token_budget: int) -> Sampling:
     """Sampling settings of a run.
 
     Args:
         trainer: the run's trainer, with its pairs, tokenizer and model.
-        token_budget: most tokens of a batch of answers, prompts included.
+        token_budget: most tokens of a training batch; a batch of answers with their prompts takes
+            ``GENERATION_BATCHES`` times as many.
 
     Raises:
         ValueError: if most offline answers end without a special token.
@@ -38,5 +42,5 @@ def sampling_settings(trainer: Any, token_budget: int) -> Sampling:
         ending=ending,
         stops=frozenset({ending[0], tokenizer.eos_token_id, *eos}),
         pad_token_id=tokenizer.pad_token_id,
-        token_budget=token_budget,
+        token_budget=GENERATION_BATCHES * token_budget,
     )

@@ -124,6 +124,7 @@ def plan(
     fraction: float,
     batching: Batching,
     max_steps: int | None = None,
+    reviews: bool = True,
 ) -> Schedule:
     """Plan a run on ``pairs`` offline pairs.
 
@@ -136,6 +137,7 @@ def plan(
         fraction: bootstrapped pairs of a reviewed round, relative to |D|.
         batching: how a round is cut into updates.
         max_steps: the user's cap on optimizer updates, or None.
+        reviews: whether rounds are reviewed at all; if not, all train on all of D.
 
     Raises:
         ValueError: if ``keep`` exceeds |D| or a round would hold no update.
@@ -145,7 +147,7 @@ def plan(
     fresh = share_of(fraction, pairs)
     rounds = tuple(
         RoundSize(number, pairs, 0, False)
-        if number <= warmup_rounds
+        if number <= warmup_rounds or not reviews
         else RoundSize(number, kept[min(number - warmup_rounds, len(kept)) - 1], fresh, True)
         for number in range(1, num_rounds + 1)
     )

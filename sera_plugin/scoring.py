@@ -134,17 +134,24 @@ def plan_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
 
 
 @contextmanager
-def inference(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode and the RNG are put back."""
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode is put back on leaving."""
     training = {module: module.training for module in model.modules()}
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad():
         model.eval()
         try:
             yield
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+
+@contextmanager
+def inference(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode and the RNG are put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), evaluating(model):
+        yield
 
 
 @dataclass(frozen=True)
@@ -237,14 +244,36 @@ class Scorer:
             attention_mask[row, : len(tokens)] = 1
             is_answer[row, len(prompt) : len(tokens)] = True
         device = self.accelerator.device
-        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-        options = {"logits_to_keep": width - first + 1} if _keeps_logits(forward) else {}
-        logits = forward(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
-        ).logits
-        logits = logits[:, logits.shape[1] - (width - first + 1) : -1]
-        logps = selective_log_softmax(logits, input_ids[:, first:]).double().cpu()
-        return logps.masked_fill(~is_answer[:, first:], 0.0).sum(dim=1).numpy()
+        logps = answer_logps(
+            forward, input_ids.to(device), attention_mask.to(device), is_answer.to(device), first
+        )
+        return logps.cpu().numpy()
+
+
+def answer_logps(
+    forward: Forward,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    is_answer: torch.Tensor,
+    first: int,
+) -> torch.Tensor:
+    """Σ log π(y|x) over the tokens of each answer, float64, shape (rows,), nats.
+
+    Args:
+        forward: the model to call; gradients and training mode are the caller's matter.
+        input_ids: prompts with their answers, padded on the right, int64, shape (rows, width).
+        attention_mask: 1 at tokens, 0 at padding; the same shape.
+        is_answer: nonzero at the tokens of the answers; the same shape.
+        first: a position from 1 on before which no row has an answer's token.
+    """
+    kept = input_ids.shape[1] - first + 1
+    options = {"logits_to_keep": kept} if _keeps_logits(forward) else {}
+    logits = forward(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+    ).logits
+    logits = logits[:, logits.shape[1] - kept : -1]
+    logps = selective_log_softmax(logits, input_ids[:, first:]).double()
+    return logps.masked_fill(is_answer[:, first:] == 0, 0.0).sum(dim=1)
 
 
 def _keeps_logits(forward: Forward) -> bool:

@@ -25,6 +25,7 @@ from sera_plugin.metrics import first_spread, guard_text, review_metrics, table_
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.records import write_log
+from sera_plugin.refiner import Refiner, refiner_of
 from sera_plugin.resuming import last_review, start_or_check
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
@@ -40,14 +41,12 @@ from sera_plugin.tables import ReviewTable, RoundRecord
 
 LOG = logger(__name__)
 
-GENERATION_BATCHES = 8
-"""Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
-
 
 class SeRATrainer(RoundTrainer):
     """DPO or IPO on a dataset that is reviewed and renewed before every round."""
 
     eval_dataset: Any
+    refiner: Refiner | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         block = plugin_config().sera
@@ -87,6 +86,7 @@ class SeRATrainer(RoundTrainer):
             fraction=self.sera.bootstrap.fraction,
             batching=batching,
             max_steps=plugin_config().max_steps,
+            reviews=self.sera.reviews,
         )
 
     def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
@@ -107,7 +107,7 @@ class SeRATrainer(RoundTrainer):
             budget,
             self.stop.check,
         )
-        self.sampling = sampling_settings(self, GENERATION_BATCHES * budget)
+        self.sampling = sampling_settings(self, budget)
         bootstrapper = Bootstrapper(
             config=self.sera,
             pairs=self.pairs,
@@ -117,16 +117,11 @@ class SeRATrainer(RoundTrainer):
             seed=self.args.seed,
             beta=self.beta,
         )
+        seed, judged = self.args.seed, self.external
         self.reviewer = Reviewer(
-            self.sera,
-            self.pairs,
-            self.held_out,
-            scorer,
-            self.policies,
-            bootstrapper,
-            self.args.seed,
-            self.external,
+            self.sera, self.pairs, self.held_out, scorer, self.policies, bootstrapper, seed, judged
         )
+        self.refiner = refiner_of(self, scorer)
         self.resumed_within = epochs_done + 1 if updates_done else None
         start_or_check(self, resumed=bool(epochs_done or updates_done))
         if self.accelerator.is_main_process:
@@ -190,17 +185,19 @@ class SeRATrainer(RoundTrainer):
         return shared(self.accelerator, read)
 
     def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
-        size = self.schedule.rounds[number - 1]
-        if not size.reviewed:
+        resumed = self.resumed_within == number
+        if not self.schedule.rounds[number - 1].reviewed:
             rows = full_round(self.pairs.ids, self.args.seed, number, self.bad_ids)
-        elif self.resumed_within == number:
+        elif resumed:
             rows = self._shared(lambda: self.store.read_round(number)).rows
         else:
             rows = self._review(number)
-        dataset = RoundDataset(rows, self.pairs.dataset, self.pairs.position, self.reference)
+        dataset: Any = RoundDataset(rows, self.pairs.dataset, self.pairs.position, self.reference)
+        if self.refiner is not None:
+            dataset = self.refiner.open_round(number, dataset, resumed=resumed)
         self.round_started = time.perf_counter()
         self.tokens_before = self._total_train_tokens
-        return dataset  # type: ignore[return-value]
+        return dataset
 
     def _review(self, number: int) -> list[RoundRow]:
         self.stop.check()
@@ -271,6 +268,8 @@ class SeRATrainer(RoundTrainer):
         self.summaries[-1]["seconds_training"] = seconds
         speed = (self._total_train_tokens - self.tokens_before) / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
+        if self.refiner is not None:
+            more |= self.refiner.close_round()
         self.log_metrics_of_round({f"sera/{name}": value for name, value in more.items()})
         if self.accelerator.is_main_process:
             self.store.update_summary(number, self.summaries[-1] | more)

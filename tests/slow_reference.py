@@ -106,10 +106,26 @@ def best_and_worst(answers: list[Answer]) -> tuple[Answer, Answer] | None:
     return (best, worst) if best.sampled or worst.sampled else None
 
 
-def dpo_loss(policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float) -> float:
+def dpo_loss(
+    policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float, rho: float = 0.0
+) -> float:
+    """DPO, and Sr-DPO with ρ = λ·Δ."""
     h = beta * margin(policy, reference, pair, "sum")
-    return math.log1p(math.exp(-h))
+    return math.log1p(math.exp(-(h + rho)))
 
 
-def ipo_loss(policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float) -> float:
-    return (margin(policy, reference, pair, "mean") - 1 / (2 * beta)) ** 2
+def ipo_loss(
+    policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float, rho: float = 0.0
+) -> float:
+    """IPO, and Sr-IPO with ρ = λ·Δ: the target is raised by −ρ."""
+    target = 1 / (2 * beta) - rho
+    return (margin(policy, reference, pair, "mean") - target) ** 2
+
+
+def gap(policy: torch.nn.Module, quality: Pair, kind: str) -> float:
+    """Δ of a pair whose prompt is p⊕x: how much worse the chosen answer is judged."""
+    chosen = logp(policy, quality.prompt, quality.chosen)
+    rejected = logp(policy, quality.prompt, quality.rejected)
+    if kind == "mean":
+        chosen, rejected = chosen / len(quality.chosen), rejected / len(quality.rejected)
+    return rejected - chosen

@@ -108,7 +108,7 @@ def test_a_block_without_values_means_all_defaults(
 
     cfg = load_cfg(str(config(base_model=str(weightless), sera=block)))
     assert cfg.trainer_cls == checks.TRAINER
-    assert cfg.sera.to_dict() == SeraConfig().model_dump()
+    assert cfg.sera.to_dict() == SeraConfig().model_dump(exclude_none=True)
 
 
 @pytest.mark.parametrize("changes", [{"sera": None}, {"sera": False}, {"drop": ("sera",)}])
@@ -339,6 +339,62 @@ def test_no_pair_fits(refused: Start):
     sentence = refused(sequence_len=4)
     assert "0 pairs are left" in sentence
     assert "sequence_len: 4" in sentence
+
+
+@pytest.mark.parametrize(
+    ("refine", "words"),
+    [
+        ({"weight": -0.1}, "sera.refine.weight: -0.1 is not allowed"),
+        ({"prompt": "nowhere.txt"}, "sera.refine.prompt: 'nowhere.txt' is not a file"),
+        ({"prompt": " "}, "sera.refine.prompt: ' ' is empty"),
+        ({"prompt": "be kind " * 40}, "sequence_len: 128 leaves no room for sera.refine.prompt"),
+    ],
+)
+def test_bad_refinement(refused: Start, refine: dict[str, Any], words: str):
+    assert refused(sera={"refine": refine}).startswith(words)
+
+
+def test_empty_file_of_the_quality_prompt(refused: Start, tmp_path: Path):
+    (tmp_path / "p.txt").write_text("\n")
+    sentence = refused(sera={"refine": {"prompt": str(tmp_path / "p.txt")}})
+    assert sentence.endswith("p.txt' is an empty file; write p into it.")
+
+
+def test_chat_template_without_a_system_role(refused: Start, start: Start):
+    refine = {"prompt": "be kind"}
+    jinja = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    changes: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": jinja}
+    sentence = refused(**changes, sera={"refine": refine})
+    assert sentence == (
+        "sera.refine.placement: system can't be used because the chat template takes no system "
+        "message; set it to user_prefix."
+    )
+    with pytest.raises(OSError, match=NO_WEIGHTS):
+        start(**changes, sera={"bootstrap": False, "refine": refine | {"placement": "user_prefix"}})
+
+
+@pytest.mark.parametrize("loss", [["hinge"], ["sigmoid", "sft"], ["sigmoid_norm"]])
+def test_refinement_of_another_loss(refused: Start, loss: list[str]):
+    more = {"dpo_loss_weights": [1.0, 1.0]} if len(loss) > 1 else {}
+    sentence = refused(dpo_loss_type=loss, **more, sera={"refine": {"prompt": "be kind"}})
+    assert sentence.startswith(f"dpo_loss_type: {loss} can't be used with sera.refine")
+
+
+def test_refinement_switched_off_is_not_looked_at(start: Start):
+    with pytest.raises(OSError, match=NO_WEIGHTS):
+        start(sera={"refine": {"weight": 0, "prompt": "nowhere.txt"}}, dpo_loss_type=["hinge"])
+
+
+def test_one_epoch_without_reviews(start: Start, refused: Start):
+    off: dict[str, Any] = {"selection": False, "bootstrap": False}
+    with pytest.raises(OSError, match=NO_WEIGHTS):
+        start(num_epochs=1, sera=off)
+    assert refused(num_epochs=0.5, sera=off) == (
+        "num_epochs: 0.5 is not allowed; a round is an epoch, so it must be a whole number from 1."
+    )
 
 
 def test_prompts_that_leave_no_room(refused: Start, start: Start, weightless: Path, tmp_path: Path):

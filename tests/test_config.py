@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sera_plugin.config import (
     BootstrapConfig,
     GuardConfig,
+    RefineConfig,
     SelectionConfig,
     SeraArgs,
     SeraConfig,
@@ -18,7 +19,7 @@ from sera_plugin.config import (
     parse_block,
 )
 
-MODELS = (SeraConfig, SelectionConfig, BootstrapConfig, GuardConfig)
+MODELS = (SeraConfig, SelectionConfig, BootstrapConfig, GuardConfig, RefineConfig)
 KEYS = sorted({name for model in MODELS for name in model.model_fields})
 
 
@@ -89,9 +90,51 @@ def test_defaults():
                 "min_prompts": 16,
             },
         },
+        "refine": None,
         "max_set_aside": 0.01,
         "reference": "fixed",
     }
+
+
+def test_defaults_of_a_refine_block():
+    assert parse_block({"refine": {}}).refine.model_dump() == {
+        "weight": 0.1,
+        "prompt": None,
+        "placement": "system",
+        "normalize": "none",
+        "clip": None,
+        "source": "on_the_fly",
+    }
+
+
+def test_false_in_the_place_of_a_block():
+    config = parse_block({"selection": False, "bootstrap": False, "refine": False})
+    assert config == SeraConfig(
+        selection=SelectionConfig(keep=1.0), bootstrap=BootstrapConfig(fraction=0.0), refine=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "reviews"),
+    [
+        ({}, True),
+        ({"selection": False}, True),
+        ({"bootstrap": False}, True),
+        ({"selection": False, "bootstrap": False}, False),
+        ({"selection": {"keep": 1}, "bootstrap": {"fraction": 0}}, False),
+        ({"selection": {"keep": 2}, "bootstrap": False}, True),
+        ({"selection": False, "bootstrap": False, "reference": "previous"}, True),
+    ],
+)
+def test_rounds_are_reviewed_only_where_a_review_changes_something(raw, reviews):
+    assert parse_block(raw).reviews is reviews
+
+
+@pytest.mark.parametrize(
+    ("refine", "on"), [({}, True), ({"weight": 0}, False), (None, False), (False, False)]
+)
+def test_a_weight_above_zero_switches_refinement_on(refine, on):
+    assert (parse_block({"refine": refine}).refinement is not None) is on
 
 
 def test_null_means_default_at_every_level():
@@ -211,7 +254,27 @@ def test_every_field_has_a_description(model):
             "sera.bootstrap.max_new_tokens: a huge int is not allowed; it must be a whole number "
             "from 1 up to 2147483647.",
         ),
-        ({"selection": 3}, "sera.selection: 3 is not allowed; it must be a block of keys."),
+        (
+            {"selection": 3},
+            "sera.selection: 3 is not allowed; it must be a block of keys or false.",
+        ),
+        (
+            {"refine": True},
+            "sera.refine: True is not allowed; it must be a block of keys or false.",
+        ),
+        (
+            {"refine": {"weight": -0.1}},
+            "sera.refine.weight: -0.1 is not allowed; it must be a number from 0.",
+        ),
+        (
+            {"refine": {"clip": 0}},
+            "sera.refine.clip: 0 is not allowed; it must be a number above 0, or null.",
+        ),
+        (
+            {"refine": {"prompt": 3}},
+            "sera.refine.prompt: 3 is not allowed; it must be text, the path of a text file, or "
+            "null.",
+        ),
         (
             {"selection": {"keep": 0}},
             "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1], a whole number "
@@ -375,6 +438,7 @@ blocks = st.fixed_dictionaries(
             **dict.fromkeys(SeraConfig.model_fields),
             "selection": SelectionConfig,
             "bootstrap": BootstrapConfig,
+            "refine": RefineConfig,
         }.items()
     },
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sera_plugin.identity import content_id
 
 BETA, GAMMA, PENALTY, ROUNDS = 0.2, 0.4, 0.01, 3
 KEEP, FRESH = 38, 13  # 0.6 and 0.2 of 64, rounded
+WEIGHT, QUALITY = 0.15, "be brave and kind"
 LLAMA = ("llama", slow.llama_text, slow.llama_answer)
 QWEN = ("qwen", slow.qwen_text, slow.qwen_answer)
 CASES: dict[str, tuple[Any, ...]] = {
@@ -31,7 +33,22 @@ CASES: dict[str, tuple[Any, ...]] = {
     "ipo": (*QWEN, "mean", slow.ipo_loss, {}),
     "previous": (*LLAMA, "sum", slow.dpo_loss, {"reference": "previous"}),
     "ensemble": (*QWEN, "sum", slow.dpo_loss, {"bootstrap": {"ensemble": True}}),
+    "sr_dpo": (*LLAMA, "sum", slow.dpo_loss, {"refine": {"placement": "system"}}),
+    "sr_ipo": (
+        *QWEN,
+        "mean",
+        slow.ipo_loss,
+        {"refine": {"placement": "user_prefix", "source": "round", "clip": 0.05}},
+    ),
 }
+IPO = {"ipo", "sr_ipo"}
+
+
+def with_quality(messages: list[dict[str, str]], refine: dict[str, Any]) -> list[dict[str, str]]:
+    if refine.get("placement") == "user_prefix":
+        first = messages[0]["content"]
+        return [{"role": "user", "content": f"{QUALITY}\n\n{first}"}, *messages[1:]]
+    return [{"role": "system", "content": QUALITY}, *messages]
 
 
 class Run:
@@ -42,6 +59,8 @@ class Run:
         _, prompt_text, answer_text, self.kind, self.loss, changes = CASES[case]
         self.previous = changes.get("reference") == "previous"
         self.ensemble = "bootstrap" in changes
+        self.refine: dict[str, Any] = changes.get("refine", {})
+        self.quality: dict[str, list[int]] = {}
         words = AutoTokenizer.from_pretrained(base)
         self.pairs: dict[str, slow.Pair] = {}
         for row in assets.pairs(TRAIN_PAIRS):
@@ -52,6 +71,8 @@ class Run:
             ]
             ids = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
             self.pairs[content_id(*texts)] = slow.Pair(*ids)
+            text = prompt_text(with_quality(row["messages"], self.refine))
+            self.quality[content_id(*texts)] = words(text, add_special_tokens=False)["input_ids"]
         self.base = AutoModelForCausalLM.from_pretrained(base)
         self.logs = json.loads((self._checkpoint(ROUNDS) / "trainer_state.json").read_text())[
             "log_history"
@@ -78,6 +99,15 @@ class Run:
         before = slow.log_ratio(self.policy(number - 1), self.base, prompt, answer)
         return slow.mix(now, before, GAMMA)
 
+    def rho(self, policy: torch.nn.Module, example_id: str, pair: slow.Pair) -> float:
+        """λ·Δ of a pair that a round trains on, within the bound."""
+        if not self.refine:
+            return 0.0
+        pair = slow.Pair(self.quality[example_id], pair.chosen, pair.rejected)
+        rho = WEIGHT * slow.gap(policy, pair, self.kind)
+        clip = self.refine.get("clip", math.inf)
+        return min(max(rho, -clip), clip)
+
     def table(self, number: int, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.folder / f"sera/round-{number:02d}/{name}.parquet").to_pylist()
 
@@ -100,7 +130,7 @@ def run(
     changes = CASES[case][5]
     path = config(
         base_model=str(base),
-        rl="ipo" if case == "ipo" else "dpo",
+        rl="ipo" if case in IPO else "dpo",
         rl_beta=BETA,
         num_epochs=ROUNDS,
         learning_rate=5e-3,
@@ -122,6 +152,9 @@ def run(
                 **changes.get("bootstrap", {}),
             },
             "reference": changes.get("reference", "fixed"),
+            "refine": {"weight": WEIGHT, "prompt": QUALITY, **changes["refine"]}
+            if "refine" in changes
+            else False,
         },
     )
     run_cli("train", path, "--launcher", "python")
@@ -173,7 +206,7 @@ def test_loss_of_the_round(run: Run, number: int) -> None:
     policy = run.base if number == 1 else run.policy(number)
     reference = run.reference(number + 1) if number > 1 else run.base
     if number == 1:
-        trained = list(run.pairs.values())
+        trained = list(run.pairs.items())
     else:
         rows = run.table(number, "rows")
         assert len(rows) == KEEP + FRESH
@@ -182,12 +215,21 @@ def test_loss_of_the_round(run: Run, number: int) -> None:
             pair = run.pairs[row["example_id"]]
             if row["chosen_ids"] is not None:
                 pair = slow.Pair(pair.prompt, row["chosen_ids"], row["rejected_ids"])
-            trained.append(pair)
+            trained.append((row["example_id"], pair))
     # The host averages over micro-batches of 4; the last one of a reviewed round holds 3 pairs.
-    losses = [run.loss(policy, reference, pair, BETA) for pair in trained]
+    rhos = [run.rho(policy, example_id, pair) for example_id, pair in trained]
+    if run.refine:
+        assert max(map(abs, rhos)) >= 0.05, "Δ is small; nothing is tested"
+    losses = [
+        run.loss(policy, reference, pair, BETA, rho)
+        for (_, pair), rho in zip(trained, rhos, strict=True)
+    ]
     batches = [losses[i : i + 4] for i in range(0, len(losses), 4)]
     expected = sum(sum(batch) / len(batch) for batch in batches) / len(batches)
-    logged = next(
-        entry["loss"] for entry in run.logs if entry["step"] == number and "loss" in entry
-    )
-    assert logged == pytest.approx(expected, rel=1e-4)
+    logged = next(entry for entry in run.logs if entry["step"] == number and "loss" in entry)
+    assert logged["loss"] == pytest.approx(expected, rel=1e-4)
+    # Rewards are those under the reference itself, whatever the loss adds.
+    margins = [BETA * slow.margin(policy, reference, pair, "sum") for _, pair in trained]
+    batches = [margins[i : i + 4] for i in range(0, len(margins), 4)]
+    mean = sum(sum(batch) / len(batch) for batch in batches) / len(batches)
+    assert logged["rewards/margins"] == pytest.approx(mean, abs=2e-4)

@@ -91,6 +91,7 @@ def test_every_symbol_of_the_docstring_has_a_test():
 def test_round_trainer_overrides_methods_that_exist():
     ours = {"plan", "open_run", "round_dataset", "close_round", "with_reference", "batching"}
     ours |= {"log_metrics_of_round", "ensure_checkpoint", "checkpoint_saved", "close_run"}
+    ours |= {"_write_true_rewards"}
     own = {
         name
         for name, member in vars(host.RoundTrainer).items()
@@ -423,6 +424,68 @@ def test_the_loss_reads_the_log_probs_that_we_provide():
     assert "self.precompute_ref_logps = args.precompute_ref_log_probs" in text_of(
         trl.DPOTrainer.__init__
     ), "trl.DPOTrainer.precompute_ref_logps comes from somewhere else"
+
+
+def test_the_loss_is_found_where_we_shift_the_reference():
+    assert_names(trl.DPOTrainer._compute_loss, ["model", "inputs", "return_outputs"])
+    assert calls(trl.DPOTrainer.compute_loss, "_compute_loss"), (
+        "trl.DPOTrainer.compute_loss no longer calls _compute_loss, so Δ never enters the loss"
+    )
+    source = text_of(trl.DPOTrainer._compute_loss)
+    for line in (
+        "chosen_logratios = chosen_logps - ref_chosen_logps",
+        "per_sequence_loss = -F.logsigmoid(self.beta * delta_score)",
+        "chosen_avg_score = chosen_scores / chosen_mask.sum(dim=1).clamp(min=1.0)",
+        "per_sequence_loss = (ipo_delta - 1 / (2 * self.beta)) ** 2",
+    ):
+        assert line in source, (
+            f"the loss no longer has `{line}`; look at refinement.reference_shift"
+        )
+    assert "return (loss, outputs) if return_outputs else loss" in source
+
+
+def test_the_loss_notes_the_rewards_that_we_write_again():
+    source = text_of(trl.DPOTrainer._compute_loss)
+    assert "mode = 'train' if self.model.training else 'eval'" in source
+    for line in (
+        "chosen_rewards = self.beta * chosen_logratios.detach()",
+        "reward_accuracies = (chosen_rewards > rejected_rewards).float()",
+        "margins = chosen_rewards - rejected_rewards",
+    ):
+        assert line in source, f"the loss no longer has `{line}`; look at _write_true_rewards"
+    noted = set(re.findall(r"self\._metrics\[mode\]\['(rewards/\w+)'\]\.append", source))
+    ours = set(re.findall(r"'(rewards/\w+)'", text_of(host.RoundTrainer._write_true_rewards)))
+    assert noted == ours, "TRL notes other rewards; look at _write_true_rewards"
+
+
+def test_dpo_trainer_lists_the_columns_that_a_collator_may_see():
+    source = text_of(trl.DPOTrainer._set_signature_columns_if_needed)
+    assert "self._signature_columns = [" in source, (
+        "DPOTrainer._set_signature_columns_if_needed sets something else than _signature_columns"
+    )
+
+
+def test_axolotl_hands_on_no_key_that_changes_what_a_log_ratio_is():
+    source = text_of(DPOStrategy.set_training_args_kwargs)
+    for key in ("f_divergence_type", "ld_alpha"):
+        assert key not in source, f"Axolotl sets {key} now, which refinement doesn't know"
+
+
+def test_the_host_tokenizes_prompts_as_we_do():
+    from trl.data_utils import _tokenize
+
+    source = text_of(_tokenize)
+    assert "result = processing_class(text=input)" in source, "look at QualityWriter.ids"
+    assert "tokenize=True, return_dict=True, **apply_chat_template_kwargs" in source
+    assert "add_generation_prompt=True" in text_of(trl.DPOTrainer._prepare_dataset)
+
+
+def test_axolotls_chat_templates_are_chosen_as_we_do():
+    from axolotl.utils.chat_templates import extract_chat_template_args, get_chat_template
+
+    assert names(extract_chat_template_args) == ["cfg", "ds_cfg"], "look at chat_templates"
+    assert names(get_chat_template) == ["user_choice", "jinja_template", "tokenizer"]
+    assert extract_chat_template_args(cfg={}) == ("tokenizer_default", None)
 
 
 def test_the_collator_passes_our_columns_on_and_cuts_at_max_length():

@@ -12,10 +12,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sera_plugin import metrics, tables
+from sera_plugin import metrics, refinement, tables
 from sera_plugin.checks import _UNSUPPORTED
 from sera_plugin.config import SeraArgs, SeraConfig
-from sera_plugin.config.parsing import allowed_at
+from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.guard import Signals
 from sera_plugin.pairing import Shortfall
 
@@ -28,9 +28,9 @@ def keys(
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Every key below ``sera:`` that is not a block itself."""
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys(kind, (*path, name))
+        block = block_of(field.annotation)
+        if block is not None:
+            yield from keys(block, (*path, name))
         else:
             yield (*path, name), field
 
@@ -93,7 +93,10 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
     written |= {f"guard_{signal.name}" for signal in fields(Signals)}
     assert {"threshold", "kept_overlap", "kl_policy_samples"} <= written
     assert written <= listed
-    others = {"accuracy_eval", "seconds_training"}
+    written |= {f"delta_q{q:02d}" for q in refinement.QUANTILES}
+    written |= {f"delta_{what}" for what in ("mean", "std")}
+    written |= {f"delta_{what}_correlation" for what in ("margin", "score")}
+    others = {"accuracy_eval", "seconds_training", "seconds_refining", "unrefined"}
     others |= {f"{what}_{n}" for what in ("seconds", "tokens_per_second") for n in ("scoring",)}
     others |= {"seconds_generation", "tokens_per_second_generation", "tokens_per_second_training"}
     assert listed == written | others

@@ -1,6 +1,7 @@
 """The ``sera:`` block: frozen pydantic models and errors of one sentence.
 
-``fields`` has the types of values, ``selection``, ``bootstrap`` and ``guard`` the inner blocks,
+``fields`` has the types of values, ``selection``, ``bootstrap``, ``guard`` and ``refine`` the inner
+blocks,
 ``block`` the whole, ``presets`` what stands in the place of its defaults, and ``parsing`` turns raw
 YAML into it.
 """
@@ -9,12 +10,14 @@ from sera_plugin.config.block import SeraArgs, SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.config.guard import GuardConfig
 from sera_plugin.config.parsing import SeraConfigError, parse_block
+from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import ExternalConfig, SelectionConfig
 
 __all__ = [
     "BootstrapConfig",
     "ExternalConfig",
     "GuardConfig",
+    "RefineConfig",
     "SelectionConfig",
     "SeraArgs",
     "SeraConfig",

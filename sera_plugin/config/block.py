@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from sera_plugin.config.bootstrap import BootstrapConfig
-from sera_plugin.config.fields import Block, Count, Float
+from sera_plugin.config.fields import Block, Count, Float, false_means
 from sera_plugin.config.presets import with_preset
+from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
+
+Selection = Annotated[SelectionConfig, false_means({"keep": 1.0}, SelectionConfig)]
+Bootstrap = Annotated[BootstrapConfig, false_means({"fraction": 0.0}, BootstrapConfig)]
+Refine = Annotated[RefineConfig | None, false_means(None, RefineConfig)]
 
 
 class SeraConfig(Block):
@@ -30,11 +35,17 @@ class SeraConfig(Block):
         description="γ, the weight of the previous review's margins; no effect at the first "
         "review.",
     )
-    selection: SelectionConfig = Field(
-        default_factory=SelectionConfig, description="Which offline pairs a reviewed round keeps."
+    selection: Selection = Field(
+        default_factory=SelectionConfig,
+        description="Which offline pairs a reviewed round keeps; `false` keeps all.",
     )
-    bootstrap: BootstrapConfig = Field(
-        default_factory=BootstrapConfig, description="New pairs from the policy's own answers."
+    bootstrap: Bootstrap = Field(
+        default_factory=BootstrapConfig,
+        description="New pairs from the policy's own answers; `false` makes none.",
+    )
+    refine: Refine = Field(
+        default=None,
+        description="Quality-aware self-refinement of the loss; `false` or no block is off.",
     )
     max_set_aside: Float = Field(
         default=0.01,
@@ -53,6 +64,23 @@ class SeraConfig(Block):
     @classmethod
     def _preset(cls, block: Any) -> Any:
         return with_preset(block)
+
+    @property
+    def reviews(self) -> bool:
+        """Whether rounds after the warm-up are reviewed: only if a review changes anything."""
+        selection = self.selection
+        keeps_all = selection.planned == (1,) and selection.rule == "top"
+        return (
+            not keeps_all
+            or selection.on_negative != "keep"
+            or self.bootstrap.fraction > 0
+            or self.reference == "previous"
+        )
+
+    @property
+    def refinement(self) -> RefineConfig | None:
+        """The ``refine`` block if it has any effect."""
+        return self.refine if self.refine is not None and self.refine.weight > 0 else None
 
     @model_validator(mode="after")
     def _one_history(self) -> SeraConfig:

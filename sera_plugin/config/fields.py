@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -18,6 +18,15 @@ Int = Annotated[int, Field(strict=True), BeforeValidator(_not_bool)]
 # Pydantic drops one of two bounds of a kind, so a field with an upper bound of its own takes Int.
 Count = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_bool)]
+
+
+def false_means(value: Any, block: Any) -> BeforeValidator:
+    """A validator for a block of keys that may be `false` as well, which then means ``value``."""
+
+    def read(raw: Any) -> Any:
+        return value if raw is False else raw
+
+    return BeforeValidator(read, json_schema_input_type=block | Literal[False])
 
 
 class Block(BaseModel):

@@ -60,14 +60,14 @@ def _model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
     model: type[BaseModel] = SeraConfig
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = _block_of(field.annotation) if field else None
+        inner = block_of(field.annotation) if field else None
         if inner is None:
             return None
         model = inner
     return model
 
 
-def _block_of(annotation: Any) -> type[BaseModel] | None:
+def block_of(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds, alone or as one branch of a union."""
     for branch in get_args(annotation) or (annotation,):
         if isinstance(branch, type) and issubclass(branch, BaseModel):
@@ -90,7 +90,7 @@ def allowed_at(path: tuple[str | int, ...]) -> str:
 
 def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
     if "const" in option:
-        return str(option["const"])
+        return {True: "true", False: "false"}.get(option["const"], str(option["const"]))
     if "enum" in option:
         return " or ".join(str(value) for value in option["enum"])
     if "$ref" in option:
@@ -134,7 +134,7 @@ def _key_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """All keys with the path of their block, outer blocks last."""
     for name, field in model.model_fields.items():
-        inner = _block_of(field.annotation)
+        inner = block_of(field.annotation)
         if inner is not None:
             yield from _keys(inner, f"{prefix}{name}.")
     yield from ((prefix, name) for name in model.model_fields)

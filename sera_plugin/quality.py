@@ -1,0 +1,295 @@
+"""p⊕x: a prompt with the quality prompt p in it, written as the run's own chat template writes it.
+
+What the template puts around messages is read from renderings of probe conversations, so p can be
+put into prompts that are rendered already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from sera_plugin.config import RefineConfig, SeraConfigError
+
+QUALITY_PROMPT = (
+    "Answer as an expert who cares about quality: be helpful, accurate, honest, complete and "
+    "clear, do exactly what is asked, and leave out what is wrong, harmful or beside the point."
+)
+"""The built-in quality prompt, worded by us."""
+
+SEPARATOR = "\n\n"
+"""Between p and the text that it stands before within one message."""
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+Render = Callable[[list[Message]], str]
+
+_USER, _SYSTEM = "Kestrel probe question", "Kestrel probe instruction"
+_ANSWER, _AGAIN = "Kestrel probe answer", "Kestrel probe follow-up"
+_MARKUP = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<(start|end)_of_turn>|</?s>")
+
+
+def quality_text(prompt: str | None) -> str:
+    """The text of p for the value of ``sera.refine.prompt``.
+
+    A value that names a file is that file's text. One without white space, or one line that ends
+    like a file name, must name a file.
+
+    Raises:
+        SeraConfigError: one sentence, if there is no text or the file can't be read.
+    """
+    if prompt is None:
+        return QUALITY_PROMPT
+    text, shown = prompt.strip(), ascii(prompt if len(prompt) <= 80 else prompt[:77] + "...")
+    if not text:
+        raise SeraConfigError(
+            f"sera.refine.prompt: {shown} is empty; write text, the path of a text file, or null "
+            "for the built-in prompt."
+        )
+    path = Path(text).expanduser() if "\n" not in text and len(text) < 4096 else None
+    try:
+        is_file = path is not None and path.is_file()
+    except OSError:  # a text too long for a file name
+        is_file = False
+    if path is None or not is_file:
+        if path is not None and (" " not in text or re.search(r"[^.\s]\.(txt|md|jinja2?)$", text)):
+            raise SeraConfigError(
+                f"sera.refine.prompt: {shown} is not a file; write a path that exists, or a text "
+                "of several words."
+            )
+        return text
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeraConfigError(
+            f"sera.refine.prompt: {shown} can't be read as UTF-8 text ({error})."
+        ) from error
+    if not text:
+        raise SeraConfigError(f"sera.refine.prompt: {shown} is an empty file; write p into it.")
+    return text
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a chat template writes around the first messages of a conversation.
+
+    Attributes:
+        user_head: the text before the first user message, if there is no system message.
+        system_head: the text before a system message, or None if the template takes none.
+        joint: the text between a system message and the first user message.
+        turn: the text after a user message, if the template moves the system message to a later
+            one in conversations of several turns, else None.
+    """
+
+    user_head: str
+    system_head: str | None
+    joint: str
+    turn: str | None
+
+    @classmethod
+    def of(cls, render: Render) -> Frame | None:
+        """Read a template, or None if it doesn't write a user message as it is."""
+        asked = [{"role": "user", "content": _USER}]
+        told = [{"role": "system", "content": _SYSTEM}]
+        more = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _AGAIN}]
+        head, found, tail = render(asked).partition(_USER)
+        if not found:
+            return None
+        try:
+            full = render([*told, *asked])
+            several = render([*told, *asked, *more])
+        except TemplateError:
+            return cls(head, None, "", None)
+        before, _, rest = full.partition(_SYSTEM)
+        joint, found, after = rest.partition(_USER)
+        if not found or after != tail:
+            return cls(head, None, "", None)
+        frame = cls(head, before, joint, None)
+        plain = render([*asked, *more])
+        if frame.with_system(plain, _SYSTEM) == several:
+            return frame
+        turn = plain.partition(_USER)[2].partition(_ANSWER)[0].strip()
+        return replace(frame, turn=turn) if turn else cls(head, None, "", None)
+
+    def with_system(self, prompt: str, quality: str) -> str | None:
+        """``prompt`` with p as its system message, or before the one that it has.
+
+        Returns:
+            None if the template didn't write ``prompt``, or takes no system message there.
+        """
+        if self.system_head is None or (self.turn and prompt.count(self.turn) > 1):
+            return None
+        if self.user_head and prompt.startswith(self.user_head):
+            return self.system_head + quality + self.joint + prompt[len(self.user_head) :]
+        if self.system_head and prompt.startswith(self.system_head):
+            return self.system_head + quality + SEPARATOR + prompt[len(self.system_head) :]
+        return None
+
+    def with_prefix(self, prompt: str, quality: str) -> str | None:
+        """``prompt`` with p at the head of its first user message, or None as above."""
+        at = None
+        if self.user_head and prompt.startswith(self.user_head):
+            at = len(self.user_head)
+        elif self.system_head and self.joint and prompt.startswith(self.system_head):
+            start = prompt.find(self.joint, len(self.system_head))
+            at = start + len(self.joint) if start >= 0 else None
+        return None if at is None else prompt[:at] + quality + SEPARATOR + prompt[at:]
+
+    def without(self, opening: str) -> Frame:
+        """The same for prompts that lack the template's ``opening``, such as a BOS token."""
+        system = self.system_head
+        return replace(
+            self,
+            user_head=self.user_head.removeprefix(opening),
+            system_head=None if system is None else system.removeprefix(opening),
+        )
+
+
+@dataclass(frozen=True)
+class QualityWriter:
+    """Puts p into prompts.
+
+    Attributes:
+        quality: the text of p.
+        placement: ``system`` or ``user_prefix``.
+        frames: of the templates that may have written the prompts.
+        tokenizer: the run's tokenizer.
+    """
+
+    quality: str
+    placement: str
+    frames: tuple[Frame, ...]
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, config: RefineConfig, tokenizer: Any, templates: Iterable[str]) -> QualityWriter:
+        """Read the templates.
+
+        Raises:
+            SeraConfigError: one sentence, if p is empty or can't be the system message.
+        """
+        quality = quality_text(config.prompt)
+        read = [Frame.of(renderer(tokenizer, template)) for template in templates]
+        frames = [frame for frame in read if frame is not None]
+        if config.placement == "system" and not any(f.system_head is not None for f in frames):
+            why = "takes no system message" if frames else "is missing"
+            raise SeraConfigError(
+                f"sera.refine.placement: system can't be used because the chat template {why}; "
+                "set it to user_prefix."
+            )
+        bos = tokenizer.bos_token or ""
+        frames += [frame.without(bos) for frame in frames if bos]
+        return cls(quality, config.placement, tuple(dict.fromkeys(frames)), tokenizer)
+
+    def write(self, prompt: Prompt, name: str) -> Prompt:
+        """p⊕x.
+
+        Args:
+            prompt: x as rendered text, or as messages.
+            name: of the row, for errors.
+
+        Raises:
+            SeraConfigError: one sentence that names the row, if p has no place in it.
+        """
+        if isinstance(prompt, list):
+            return self._into_messages(prompt, name)
+        system = self.placement == "system"
+        for frame in self.frames:
+            place = frame.with_system if system else frame.with_prefix
+            found = place(prompt, self.quality)
+            if found is not None:
+                return found
+        if not system and not self._has_markup(prompt):
+            bos = self.tokenizer.bos_token or ""
+            opening = bos if bos and prompt.startswith(bos) else ""
+            return opening + self.quality + SEPARATOR + prompt.removeprefix(opening)
+        hint = "; set it to user_prefix" if system else ""
+        raise SeraConfigError(
+            f"sera.refine.placement: {self.placement} can't be used for {name}, because no chat "
+            f"template of the run writes p there in a prompt like {prompt[:60]!a}{hint}."
+        )
+
+    def _into_messages(self, prompt: Sequence[Message], name: str) -> list[Message]:
+        role = "system" if self.placement == "system" else "user"
+        at = next((i for i, message in enumerate(prompt) if message["role"] == role), None)
+        if at is None and role == "system":
+            return [{"role": "system", "content": self.quality}, *prompt]
+        if at is None or not isinstance(prompt[at]["content"], str):
+            raise SeraConfigError(
+                f"sera.refine.placement: {self.placement} can't be used for {name}, whose prompt "
+                "has no user message of plain text."
+            )
+        content = self.quality + SEPARATOR + prompt[at]["content"]
+        return [*prompt[:at], {**prompt[at], "content": content}, *prompt[at + 1 :]]
+
+    def tokens_of(self, answer: str) -> int:
+        """Tokens of an answer's text."""
+        return len(self.tokenizer(text=answer, add_special_tokens=False)["input_ids"])
+
+    def _has_markup(self, prompt: str) -> bool:
+        bos = self.tokenizer.bos_token
+        special = [token for token in self.tokenizer.all_special_tokens if token != bos]
+        body = prompt.removeprefix(bos or "")
+        return bool(_MARKUP.search(body)) or any(token in body for token in special)
+
+    def ids(self, prompt: Prompt, **options: Any) -> list[int]:
+        """Token ids of a prompt, as the host finds them.
+
+        Args:
+            prompt: text or messages.
+            options: what the host hands to the template for messages: ``tools`` and the like.
+        """
+        if isinstance(prompt, str):
+            return list(self.tokenizer(text=prompt)["input_ids"])
+        found = self.tokenizer.apply_chat_template(
+            prompt, tokenize=True, return_dict=True, add_generation_prompt=True, **options
+        )
+        return list(found["input_ids"])
+
+
+def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
+    """Check that p has a place in every prompt, and room before an answer in one at least.
+
+    Args:
+        writer: puts p into prompts.
+        dataset: pairs with the column ``prompt``, and answers as text if the prompts are text;
+            without that column nothing is checked.
+        sequence_len: most tokens of p⊕x and an answer.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if "prompt" not in dataset.column_names:
+        return
+    shortest = None
+    for number, row in enumerate(dataset.select_columns(["prompt", "chosen", "rejected"])):
+        prompt = writer.write(row["prompt"], f"training pair {number}")
+        if shortest is not None and shortest <= sequence_len:
+            continue
+        answers = [row[name] for name in ("chosen", "rejected") if isinstance(row[name], str)]
+        tokens = len(writer.ids(prompt)) + max(map(writer.tokens_of, answers), default=1)
+        shortest = tokens if shortest is None else min(shortest, tokens)
+    if shortest is not None and shortest > sequence_len:
+        raise SeraConfigError(
+            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
+            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
+            "sequence_len."
+        )
+
+
+def renderer(tokenizer: Any, template: str) -> Render:
+    """How ``template`` writes messages, up to where the answer begins."""
+
+    def render(messages: list[Message]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        )
+
+    return render
