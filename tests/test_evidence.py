@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence import pairs, report, vocabulary
 from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
 from benchmarks.evidence.artifacts import auc
+from benchmarks.evidence.runner import run_all
 from benchmarks.evidence.runs import Results, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
 from benchmarks.evidence.world import (
@@ -286,3 +289,23 @@ def test_auc_by_hand() -> None:
     assert auc(np.array([1.0, 1.0, 1.0, 1.0]), wrong) == 0.5
     assert auc(np.array([0.0, 3.0, 1.0, 2.0]), wrong) == 0
     assert auc(np.array([0.0, 1.0]), np.array([True, True])) is None
+
+
+def test_jobs_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    pids = dict(run_all([(os.getpid, tmp_path / f"{n}.log") for n in range(4)], workers=2))
+    assert sorted(pids) == [0, 1, 2, 3]
+    assert len({os.getpid(), *pids.values()}) == 5
+
+
+def test_a_failed_job_is_told_and_starts_no_more(tmp_path: Path) -> None:
+    log = tmp_path / "first.log"
+    jobs = [(partial(int, "x"), log), (partial(log.with_name("more").touch), tmp_path / "2.log")]
+    with pytest.raises(RuntimeError, match=r"job 0 failed, see .*first\.log"):
+        list(run_all(jobs, workers=1))
+    assert "invalid literal" in log.read_text()
+    assert not log.with_name("more").exists()
+
+
+def test_a_job_that_dies_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the process died"):
+        list(run_all([(partial(os._exit, 3), tmp_path / "a.log")], workers=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -105,6 +106,10 @@ def prepare_parent() -> None:
     gc.freeze()
 
 
+def _text_stream(descriptor: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), write_through=True)
+
+
 def _child(job: Callable[[], Any], log: Path, sender: Any) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file:
@@ -112,6 +117,7 @@ def _child(job: Callable[[], Any], log: Path, sender: Any) -> None:
         sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
         try:
             sender.send((True, job()))
         except BaseException:
