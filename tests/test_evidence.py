@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from safetensors.torch import load_file
 
 from benchmarks.evidence import pairs, report, vocabulary
 from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
-from benchmarks.evidence.artifacts import auc
+from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
 from benchmarks.evidence.runner import run_all
-from benchmarks.evidence.runs import Results, Settings, report_runs
+from benchmarks.evidence.runs import Results, Run, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
+from benchmarks.evidence.summary import ArmRuns, bars
 from benchmarks.evidence.world import (
     MARKER,
     MEAN_LENGTH,
@@ -309,3 +311,72 @@ def test_a_failed_job_is_told_and_starts_no_more(tmp_path: Path) -> None:
 def test_a_job_that_dies_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the process died"):
         list(run_all([(partial(os._exit, 3), tmp_path / "a.log")], workers=1))
+
+
+def arm_runs(arm: str, golds: list[float], kl: float = 2.0, regime: str = "on-0.2") -> ArmRuns:
+    runs = {
+        seed: {"curve": [{"gold": gold, "kl": kl}], "gold": [[gold]], "rounds": []}
+        for seed, gold in enumerate(golds)
+    }
+    sft = {seed: {"curve": [{"gold": 0.5}], "gold": [[0.5]]} for seed in runs}
+    return ArmRuns(regime, arm, runs, sft)
+
+
+@pytest.mark.parametrize(
+    ("golds", "verdict"),
+    [
+        ([1.61, 1.72, 1.83], "better"),  # differences 0.11, 0.12, 0.13
+        ([1.49, 1.61, 1.69], "not worse"),  # -0.01, 0.01, -0.01, floor -0.11
+        ([1.20, 1.31, 1.40], "worse"),  # -0.3, -0.29, -0.3
+        ([1.10, 1.60, 2.10], "undecided"),
+    ],
+)
+def test_verdicts_by_hand(golds: list[float], verdict: str) -> None:
+    base = arm_runs("dpo", [1.5, 1.6, 1.7])  # gains of 1.0, 1.1, 1.2
+    mine = arm_runs("select", golds)
+    assert mine.verdict(base) == verdict
+    assert mine.gain.mean == pytest.approx(np.mean(golds) - 0.5)
+
+
+def test_bars_ask_for_what_was_to_be_reached() -> None:
+    def found(arm: str, golds: list[float], kl: float, regime: str) -> str:
+        arms = {
+            "dpo": arm_runs("dpo", [1.5, 1.6, 1.7], 2.0, regime),
+            arm: arm_runs(arm, golds, kl, regime),
+        }
+        summary = SimpleNamespace(regimes=[regime], of=lambda _: arms)
+        return next(bar.found for bar in bars(summary) if bar.text == f"`{arm}` against `dpo`")
+
+    same, better = [1.49, 1.61, 1.69], [1.61, 1.72, 1.83]
+    assert found("select", same, 9.0, "on-0.2") == "holds"
+    assert found("select", same, 9.0, "on-0.4") == "undecided"
+    assert found("select", better, 9.0, "on-0.4") == "holds"
+    assert found("sera", same, 2.9, "on-0.2") == "holds"
+    assert found("sera", same, 3.1, "on-0.2") == "fails"
+    assert found("sera", same, 2.0, "few-0.2") == "undecided"
+    assert found("select", [1.2, 1.31, 1.4], 2.0, "on-0.2") == "fails"
+
+
+def test_key_names_all_that_determines_a_run() -> None:
+    settings, run = Settings(), Run("on-0.4", "select", 0, "report", 5e-4, 0.1)
+    others = [
+        replace(run, regime="on-0.2"),
+        replace(run, arm="full"),
+        replace(run, split="tune"),
+        replace(run, rate=1e-3),
+        replace(run, beta=0.3),
+        replace(run, seed=2),
+    ]
+    keys = {other.key(settings) for other in (run, *others)}
+    assert len(keys) == 7
+    assert run.key(replace(settings, repeats=2)) not in keys
+    assert run.key(replace(settings, tuned=False)) == run.key(settings)
+    oracle, clean = replace(run, arm="oracle"), replace(run, arm="dpo", regime="on-0.0")
+    assert oracle.key(settings) == clean.key(settings)
+
+
+def test_artifact_text_is_read_back() -> None:
+    asked = WORLD.prompts("train", 20)
+    answers = WORLD.write(asked, Writer(), "a")
+    assert parse_prompts(vocabulary.prompt_text(asked)).rows() == asked.rows()
+    assert (parse_answers(vocabulary.answer_text(answers)) == answers).all()

@@ -66,8 +66,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _bars(summary: Summary) -> str:
-    rows = [(b.text, b.regime, b.arm, b.verdict, b.detail) for b in bars(summary)]
-    return table(("what", "regime", "arm", "verdict", "difference of gold reward"), rows)
+    rows = [(b.text, b.regime, b.wanted, b.found, b.detail) for b in bars(summary)]
+    return table(("what", "regime", "wanted", "found", "difference of gold reward"), rows)
 
 
 def _regime(regime: str, arms: dict[str, ArmRuns], summary: Summary, link: str) -> str:
