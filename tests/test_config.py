@@ -83,7 +83,7 @@ def test_defaults():
             "guard": {
                 "enabled": True,
                 "max_drift": 0.5,
-                "max_spread": 3.0,
+                "max_spread": 6.0,
                 "max_length_correlation": 0.3,
                 "min_agreement": 0.6,
                 "min_accuracy": 0.5,

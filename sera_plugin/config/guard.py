@@ -26,7 +26,7 @@ class GuardConfig(Block):
         "reference.",
     )
     max_spread: Float = Field(
-        default=3.0,
+        default=6.0,
         ge=1,
         le=MOST,
         description="Most times that the within-prompt standard deviation of the reward may be "
