@@ -42,6 +42,7 @@ demo: $(VENV)/.installed
 	$(RUN) python example_configs/make_demo.py
 	$(RUN) axolotl train example_configs/demo.yml
 	$(RUN) python example_configs/show_demo.py
+	$(RUN) axolotl sera report demo-output/run
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -169,7 +169,7 @@ def _sizes(run: RunFiles) -> Figure | None:
         for label, name in (
             ("kept offline", "kept"),
             ("bootstrapped", "bootstrapped"),
-            ("offline in place of missing new ones", "shortfall"),
+            ("offline, filled in", "shortfall"),
         )
     }
     return bars(

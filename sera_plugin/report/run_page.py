@@ -156,17 +156,24 @@ def _main_table(rounds: Sequence[StoredRound]) -> Grid:
 
 def _decisions(run: RunFiles) -> Grid | None:
     """What a guard or another part of the run has decided, in whatever form it was stored."""
-    rows = [
-        [f"round {stored.number}", name, _plain(value)]
-        for stored in run.rounds
-        for name, value in stored.summary.items()
-        if name.startswith("guard") or isinstance(value, (str, list, dict))
-    ]
-    if run.settings.get("guard"):
-        rows.insert(0, ["run", "guard", _plain(run.settings["guard"])])
-    if not rows:
+
+    def decides(name: str, value: Any) -> bool:
+        return name.startswith("guard") or isinstance(value, (str, list, dict))
+
+    rounds = [s for s in run.rounds if any(decides(*item) for item in s.summary.items())]
+    names = dict.fromkeys(
+        name for stored in rounds for name, value in stored.summary.items() if decides(name, value)
+    )
+    # Sentences first, then the numbers behind them.
+    order = sorted(names, key=lambda name: isinstance(rounds[-1].summary.get(name), (int, float)))
+    if not order:
         return None
-    return Grid("Decisions", "What the run decided by itself.", ["", "what", "value"], rows)
+    return Grid(
+        "Decisions",
+        "What the run decided by itself, and the numbers behind it.",
+        ["", *(f"round {stored.number}" for stored in rounds)],
+        [[name, *(_plain(stored.summary.get(name)) for stored in rounds)] for name in order],
+    )
 
 
 def _all_numbers(rounds: Sequence[StoredRound]) -> Grid:
