@@ -90,15 +90,15 @@ SMALL = Preset(
     intermediate=512,
     vocab=2_000,
     tied=False,
-    pairs=70,
-    micro_batch=10,
+    pairs=56,
+    micro_batch=8,
     accumulation=1,
     sequence_len=768,
     scored_pairs=10_000,
     prompts=96,
     candidates=4,
-    max_new_tokens=128,
-    answer_tokens=80,
+    max_new_tokens=96,
+    answer_tokens=60,
 )
 
 LLAMA_1B = Preset(

@@ -44,11 +44,15 @@ def interleaved(
     repeats: int,
     measure: Callable[[Variant, int], dict[str, Any]],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every variant once, then every variant again: A B C A B C."""
+    """Every variant once, then every variant again: A B C A B C.
+
+    The last of several turns leaves out the variants that no bar is set for.
+    """
     found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     for turn in range(repeats):
         for variant in variants:
-            found[variant.name].append(measure(variant, turn))
+            if variant.barred or turn == 0 or turn < repeats - 1:
+                found[variant.name].append(measure(variant, turn))
     return found
 
 
@@ -74,9 +78,7 @@ def measure_passes(
             "max_new_tokens": preset.max_new_tokens,
         },
     }
-    config = write_config(
-        folder, assets, "scored.jsonl", preset, sera, max_steps=4, learning_rate=1e-4
-    )
+    config = write_config(folder, assets, "scored.jsonl", preset, sera, max_steps=4)
     wanted = {"passes": repeats, "prompts": preset.prompts, "batch": preset.micro_batch}
     return _train(folder, config, wanted, variables)["passes"]
 

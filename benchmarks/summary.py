@@ -70,10 +70,11 @@ def line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float
 
 
 def ratio_of(runs: Mapping[str, list[dict]], ours: str, theirs: str, what: str) -> Ratio | None:
-    """Ratio of two variants, or None if one did not run."""
-    if ours not in runs or theirs not in runs:
+    """Ratio of two variants over the turns that both ran in, or None if there are none."""
+    turns = list(zip(runs.get(ours, ()), runs.get(theirs, ()), strict=False))
+    if not turns:
         return None
-    return Ratio.of([run[what] for run in runs[ours]], [run[what] for run in runs[theirs]])
+    return Ratio.of([a[what] for a, _ in turns], [b[what] for _, b in turns])
 
 
 _RUNS = (

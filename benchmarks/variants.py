@@ -25,12 +25,14 @@ class Variant:
         title: for tables.
         sera: the ``sera:`` block, or None for plain DPO.
         environment: variables of the run's process.
+        barred: whether it takes part in a ratio that has a bar.
     """
 
     name: str
     title: str
     sera: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    barred: bool = True
 
 
 def variants(preset: Preset) -> dict[str, Variant]:
@@ -48,9 +50,9 @@ def variants(preset: Preset) -> dict[str, Variant]:
         Variant("plain", "plain DPO"),
         Variant("select-host-gc", "selection, rescoring, host's collection", rescore, HOST_GC),
         Variant("free-host-gc", "selection, free margins, host's collection", free, HOST_GC),
-        Variant("select", "selection, rescoring, as shipped", rescore),
-        Variant("free", "selection, free margins, as shipped", free),
-        Variant("full", "full SeRA, as shipped", full),
+        Variant("select", "selection, rescoring, as shipped", rescore, barred=False),
+        Variant("free", "selection, free margins, as shipped", free, barred=False),
+        Variant("full", "full SeRA, as shipped", full, barred=False),
     ]
     if "source" not in SelectionConfig.model_fields:
         found = [variant for variant in found if not variant.name.startswith("free")]

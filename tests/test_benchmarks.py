@@ -53,8 +53,13 @@ def test_turns_are_interleaved():
         order.append((turn, variant.name))
         return {}
 
-    interleaved([Variant("a", ""), Variant("b", "")], 2, measure)
-    assert order == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    variants = [Variant("a", ""), Variant("b", "", barred=False)]
+    found = interleaved(variants, 3, measure)
+    assert order == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a")]
+    assert {name: len(turns) for name, turns in found.items()} == {"a": 3, "b": 2}
+    order.clear()
+    interleaved(variants, 1, measure)
+    assert order == [(0, "a"), (0, "b")]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_the_table_compares_with_the_plain_run_of_the_same_turn():
     runs = {
         "plain": [_run(10.0), _run(20.0)],
         "select-host-gc": [_run(8.0), _run(18.0)],
-        "select": [_run(4.0), _run(9.0)],
+        "select": [_run(4.0)],
     }
     table = {bar.what: bar for bar in bars({"runs": runs})}
     host = table["selection only, rescoring, host's collection in both"]
