@@ -21,10 +21,15 @@ Data flows one way; read the modules in this order:
 ``progress``       a bar on a terminal, log lines elsewhere
 ``dealing``        batches dealt to all ranks, a shard written per group (collectives)
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
+``fitting``        batches that fit the memory
+``completion_logps`` log-probs of answer tokens, found at the model's head
 ``scoring``        log-probs of completions under a model (torch, collectives)
 ``sampling``       settings of sampling, from config, tokenizer and data
+``recording``      log-probs of D that training steps find on the way (collectives)
 ``rollouts``       prompts, sampled answers, and how those are stored
+``transformers_engine`` answers by ``generate``, with one pass over each prompt
 ``generation``     candidates sampled from a model (torch, collectives)
+``placement``      where a separate reference model is while nothing needs it
 ``policies``       reference, and snapshots of earlier policies
 ``samples``        who wrote the sampled answers, and what they show
 ``bootstrapping``  sampling, scoring and pairing of fresh answers
@@ -49,6 +54,7 @@ Data flows one way; read the modules in this order:
 ``logs``           loggers
 ``metrics``        what is logged and the table per round
 ``trainer``        the trainer that Axolotl builds
+``recording_trainer`` the trainer's part that records log-probs
 ``host``           every touch of a private API of Axolotl, TRL or transformers
 ``preference_data`` loading the pairs through the host, errors as one sentence
 ``plugin``         registration with Axolotl

@@ -86,6 +86,11 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
                 "its checkpoints don't hold the optimizer's state that a run goes on from; remove "
                 "one of the two."
             )
+    if cfg.get("remove_unused_columns") and config.selection.source == "training":
+        raise SeraConfigError(
+            "remove_unused_columns: true can't be used with sera.selection.source: training, which "
+            "tells pairs apart by a column of its own; remove the key."
+        )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
     try:

@@ -1,31 +1,30 @@
 """Candidates sampled from a model. Collectives: those of ``dealing``.
 
-Token t of candidate k of an example is drawn by the inverse of the cumulative distribution at a
-number that only (seed, round, example, k, t) determine. So an answer does not depend on the batch
-it was sampled in, nor on the number of ranks, except through rounding in the logits.
+An engine samples; which numbers it draws follows from (seed, round, example, candidate) alone. So
+an answer does not depend on the batch it was sampled in, nor on the number of ranks, except through
+rounding in the logits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel
 
 from sera_plugin.dealing import deal
 from sera_plugin.endings import finish
+from sera_plugin.fitting import Fitting
 from sera_plugin.identity import uniforms
 from sera_plugin.pairing import Source
-from sera_plugin.rollouts import Answered, Prompt, Rollout, RolloutCodec
+from sera_plugin.rollouts import Answered, Draws, Prompt, Rollout, RolloutCodec
 from sera_plugin.scoring import plan_batches
 from sera_plugin.shards import Origin, Shards
+from sera_plugin.transformers_engine import TransformersEngine
 
 SHARD_BATCHES = 2
 """Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
@@ -91,54 +90,48 @@ class Sampling:
         return min(self.max_new_tokens, self.sequence_len - prompt_tokens - len(self.ending) + 1)
 
 
-class InverseCdfSampler(LogitsProcessor):
-    """Leaves only the token at which the cumulative distribution passes the row's next uniform.
+class Engine(Protocol):
+    """Samples answers on this rank. One with a server of its own, such as vLLM, is another."""
 
-    Args:
-        draws: uniforms in [0, 1), shape (rows, tokens), on the logits' device.
-        prompt_tokens: padded length of the prompts.
-    """
+    def sample(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: Sampling,
+        draws: Draws,
+        *,
+        synced: bool,
+    ) -> list[list[np.ndarray]]:
+        """Token ids of ``num_candidates`` answers to each prompt, int32, the stop token included.
 
-    def __init__(self, draws: torch.Tensor, prompt_tokens: int) -> None:
-        self.draws = draws
-        self.prompt_tokens = prompt_tokens
+        What follows a stop token has no meaning. No answer is longer than its ``Sampling.room``.
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_tokens
-        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        # Below the total even after rounding, so that no token without probability is drawn.
-        below = torch.nextafter(total, torch.zeros_like(total))
-        target = torch.minimum(self.draws[:, step : step + 1] * total, below)
-        token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-
-@contextmanager
-def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
-    """The model without its generation settings: `generate` would mix a repetition penalty and
-    the like into ours, and the answers would no longer be the policy's."""
-    own: dict[Any, Any] = {
-        module: module.generation_config
-        for module in model.modules()
-        if "generation_config" in vars(module)
-    }
-    try:
-        for module in own:
-            module.generation_config = GenerationConfig()
-        yield
-    finally:
-        for module, settings in own.items():
-            module.generation_config = settings
+        Args:
+            model: the one that writes, in evaluation mode.
+            prompts: each has room for at least one token.
+            settings: how answers are sampled.
+            draws: the numbers that sampling follows, unless the temperature is 0.
+            synced: whether all ranks must take every decoding step together.
+        """
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples candidates with ``generate``; the arguments are those of ``Scorer``."""
+    """Samples candidates in batches dealt to all ranks.
+
+    Attributes:
+        accelerator: the trainer's accelerator.
+        settings: how answers are sampled.
+        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
+        engine: what samples.
+        fitting: cuts batches that don't fit the memory.
+    """
 
     accelerator: Accelerator
     settings: Sampling
     after_shard: Callable[[], None] | None = None
+    engine: Engine = field(default_factory=TransformersEngine)
+    fitting: Fitting = field(default_factory=Fitting)
 
     def rollouts(
         self,
@@ -182,10 +175,17 @@ class Sampler:
             shards=self._shards(origin, prompts, seed, round_number),
             stored=origin is not None,
             after_shard=self.after_shard,
-            tokens=lambda _, found: sum(len(a.token_ids) for _, each in found for a in each),
+            tokens=lambda _, found: sum(len(ids) for _, each in found for ids, _ in each),
         )
+        # One object for each number: a token takes 8 bytes in place of 36.
+        shared: dict[int, int] = {}
         return {
-            example_id: answers for number in sorted(found) for example_id, answers in found[number]
+            example_id: tuple(
+                Rollout(tuple(map(shared.setdefault, ids, ids)), finished)
+                for ids, finished in ((tokens.tolist(), finished) for tokens, finished in answers)
+            )
+            for number in sorted(found)
+            for example_id, answers in found[number]
         }
 
     def _shards(
@@ -215,58 +215,24 @@ class Sampler:
         round_number: int,
         synced: bool,
     ) -> Answered:
-        settings, device = self.settings, self.accelerator.device
-        copies = settings.num_candidates
-        width = max(len(prompt.token_ids) for prompt in prompts)
-        input_ids = torch.full((len(prompts), width), settings.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
-            attention_mask[row, width - len(prompt.token_ids) :] = 1
-        steps = max(settings.room(len(prompt.token_ids)) for prompt in prompts)
-        generate: Any = model.generate
-        with _without_own_settings(model):
-            sampled = generate(
-                input_ids=input_ids.repeat_interleave(copies, 0).to(device),
-                attention_mask=attention_mask.repeat_interleave(copies, 0).to(device),
-                generation_config=self._config(steps),
-                logits_processor=self._processors(prompts, seed, round_number, steps, width),
-                synced_gpus=synced,
-            )[:, width:].cpu()
-        result: Answered = []
-        for row, prompt in enumerate(prompts):
-            room = settings.room(len(prompt.token_ids))
-            rows = sampled[row * copies : (row + 1) * copies, :room].tolist()
-            answers = tuple(Rollout(*finish(r, settings.ending, settings.stops)) for r in rows)
-            result.append((prompt.example_id, answers))
-        return result
-
-    def _config(self, steps: int) -> GenerationConfig:
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            max_new_tokens=steps,
-            eos_token_id=sorted(self.settings.stops),
-            pad_token_id=self.settings.pad_token_id,
-        )
-
-    def _processors(
-        self, prompts: Sequence[Prompt], seed: int, round_number: int, steps: int, width: int
-    ) -> LogitsProcessorList:
         settings = self.settings
-        if settings.temperature == 0:
-            return LogitsProcessorList()
-        draws = [
-            uniforms(steps, seed, round_number, prompt.example_id, "candidate", copy)
-            for prompt in prompts
-            for copy in range(
-                settings.first_candidate, settings.first_candidate + settings.num_candidates
-            )
-        ]
-        processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
-        if settings.top_p < 1:
-            processors.append(TopPLogitsWarper(settings.top_p))
-        table = torch.from_numpy(np.stack(draws)).to(self.accelerator.device)
-        processors.append(InverseCdfSampler(table, width))
-        return processors
+
+        def draws(prompt: Prompt, copy: int, count: int) -> np.ndarray:
+            number = settings.first_candidate + copy
+            return uniforms(count, seed, round_number, prompt.example_id, "candidate", number)
+
+        def size(part: Sequence[Prompt]) -> int:
+            longest = max(len(prompt.token_ids) for prompt in part)
+            return len(part) * settings.num_candidates * (longest + settings.max_new_tokens)
+
+        sampled = self.fitting.run(
+            prompts,
+            size,
+            lambda part: self.engine.sample(model, part, settings, draws, synced=synced),
+        )
+        result: Answered = []
+        for prompt, answers in zip(prompts, sampled, strict=True):
+            ended = [finish(ids.tolist(), settings.ending, settings.stops) for ids in answers]
+            kept = [(np.array(ids, dtype=np.int32), finished) for ids, finished in ended]
+            result.append((prompt.example_id, kept))
+        return result

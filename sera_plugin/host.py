@@ -17,8 +17,10 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -29,12 +31,14 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
 # Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
 from trl.trainer.dpo_trainer import selective_log_softmax
 from trl.trainer.utils import use_adapter
 
+from sera_plugin.rounds import ROW_KEY
 from sera_plugin.schedule import Batching, Schedule
 
 __all__ = [
@@ -102,23 +106,67 @@ def gathered_weights(model: torch.nn.Module) -> Iterator[None]:
             add_hooks(model)
 
 
+class KeyedCollator:
+    """The host's collator, which drops what it doesn't know, with the rows' keys beside it.
+
+    Args:
+        inner: the host's collator.
+    """
+
+    def __init__(self, inner: Callable[..., dict[str, Any]]) -> None:
+        self.inner = inner
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = self.inner(examples)
+        if ROW_KEY in examples[0]:
+            batch[ROW_KEY] = [example[ROW_KEY] for example in examples]
+        return batch
+
+
+@torch.no_grad()
+def logps_of_batch(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Log-probs of the answers of a training batch, float64 on the CPU, shape (pairs, 2).
+
+    Args:
+        logits: what the model gave for the batch, shape (2·pairs, tokens, vocabulary).
+        batch: ``input_ids`` and ``completion_mask`` of the chosen, then the rejected answers.
+    """
+    logps = selective_log_softmax(logits[:, :-1], batch["input_ids"][:, 1:]).double()
+    sums = logps.masked_fill(batch["completion_mask"][:, 1:] == 0, 0.0).sum(dim=1)
+    return torch.stack(sums.chunk(2), dim=1).cpu()
+
+
 class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
     A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round``,
-    ``close_run``, ``checkpoint_saved`` and ``with_reference``; and ``refiner`` if its batches
-    hold ``REFINEMENT``.
+    ``close_run``, ``checkpoint_saved`` and ``with_reference``; ``refiner`` if its batches hold
+    ``REFINEMENT``; and ``note_logps`` and ``before_checkpoint`` if it needs them.
     """
 
     refiner: Refining | None = None
 
     schedule: Schedule
+    notes_logps = False
+    """Whether ``note_logps`` is called."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator: Any = KeyedCollator(self.data_collator)
+
+    def note_logps(self, keys: Sequence[str], logps: torch.Tensor) -> None:
+        """Called in every training step with the rows' keys and ``logps_of_batch``."""
+
+    def before_checkpoint(self, folder: Path) -> None:
+        """Called on every rank before the host writes a checkpoint to ``folder``."""
 
     def plan(self, batching: Batching) -> Schedule:
         """The whole run's schedule."""
         raise NotImplementedError
 
-    def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
+    def open_run(
+        self, model: torch.nn.Module, epochs_done: int, updates_done: int, checkpoint: Path | None
+    ) -> None:
         """Called once, when all models are prepared and before the first evaluation or step."""
         raise NotImplementedError
 
@@ -162,6 +210,8 @@ class RoundTrainer(AxolotlDPOTrainer):
             self._save_checkpoint(self.model, trial=None)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.before_checkpoint(Path(self.args.output_dir) / name)
         super()._save_checkpoint(*args, **kwargs)
         self._saved_step = self.state.global_step
         self.checkpoint_saved()
@@ -196,10 +246,12 @@ class RoundTrainer(AxolotlDPOTrainer):
         model, dataloader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
-        self.open_run(model, *self._resumed_at)
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.open_run(model, *self._resumed_at, checkpoint)
         # The host collects garbage on every micro-batch; what start-up made, a million objects
         # that all live to the end, need not be walked each time.
-        gc.freeze()
+        if os.environ.get("SERA_GC") != "host":
+            gc.freeze()
         return model, dataloader
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +287,16 @@ class RoundTrainer(AxolotlDPOTrainer):
             if loader in self.accelerator._dataloaders:
                 self.accelerator._dataloaders.remove(loader)
         self.close_round(number)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        batch = {name: value for name, value in inputs.items() if name != ROW_KEY}
+        if ROW_KEY not in inputs or not self.notes_logps:
+            return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
+        self.note_logps(inputs[ROW_KEY], logps_of_batch(outputs.logits, batch))
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)

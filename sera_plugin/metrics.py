@@ -44,6 +44,7 @@ def review_metrics(
         "margin_mean": float(margin.mean()),
         "margin_std": float(margin.std()),
         "set_aside": float(len(table.margin) - len(margin)),
+        "aged_margins": float((table.measured_in < review.size.number - 1).sum()),
         "threshold": float(table.ensembled[table.kept].min()),
         "accuracy_train": accuracy(table.ratios),
         "kept": float(review.size.kept),

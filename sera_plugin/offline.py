@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
@@ -80,6 +82,14 @@ def _lengths(dataset: Dataset, column: str) -> np.ndarray:
     return np.concatenate(chunks).astype(np.int64) if chunks else np.zeros(0, dtype=np.int64)
 
 
+def list_rows(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The lists of a column, without a copy of their tokens."""
+    lists = column.combine_chunks()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    starts = lists.offsets.to_numpy()
+    return [values[a:b] for a, b in pairwise(starts)]
+
+
 class OfflineAnswers:
     """Both answers of every pair as completions: chosen of pair i at 2i, rejected at 2i+1."""
 
@@ -88,9 +98,13 @@ class OfflineAnswers:
         lengths = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1)
         self.lengths = (lengths + pairs.prompt_tokens[:, None]).reshape(-1)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
-        row = self._dataset[index // 2]
-        return row["prompt_ids"], row["rejected_ids" if index % 2 else "chosen_ids"]
+    def fetch(self, numbers: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        pairs = self._dataset.with_format("arrow")[[number // 2 for number in numbers]]
+        prompts, chosen, rejected = (list_rows(pairs.column(name)) for name in TOKENS)
+        return [
+            (prompts[row], (rejected if number % 2 else chosen)[row])
+            for row, number in enumerate(numbers)
+        ]
 
     def digest(self) -> str:
         """Hash of the token ids of prompts and answers, in order."""

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sera_plugin.files import StoreError, explained, put_in_place, what_happened
@@ -26,6 +27,7 @@ from sera_plugin.host import (
 )
 from sera_plugin.logs import logger
 from sera_plugin.pairing import Source
+from sera_plugin.placement import Placement, resting_place
 from sera_plugin.scaling import choose_gather
 from sera_plugin.scoring import Forward, inference
 from sera_plugin.shards import Origin
@@ -134,10 +136,33 @@ class Policies:
 
     def __init__(self, trainer: Any, model: torch.nn.Module) -> None:
         self._trainer = trainer
-        self._model = model
+        # DDP broadcasts buffers in a forward pass; without it a pass of one rank needs no other.
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self.unwrapped = trainer.accelerator.unwrap_model(model)
         self.reference_snapshot: Snapshot | None = None
         self._known: dict[tuple[str, int], str] = {}
+        if trainer.ref_model is not None:
+            self._placement = self._placed(trainer.accelerator.unwrap_model(trainer.ref_model))
+
+    def _placed(self, reference: PreTrainedModel) -> Placement:
+        why_not = None
+        if self.sharded:
+            why_not = "every rank holds a share of the reference model and scores with all of them"
+        elif getattr(reference, "is_quantized", False):
+            why_not = "a quantized reference model can't be moved"
+        device = self._trainer.accelerator.device
+        rest = resting_place(self._trainer.sera.reference_device, device, why_not)
+        return Placement(reference, device, rest)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shares of the policy's weights and take every pass together."""
+        return self._zero3 or bool(self._trainer.is_fsdp_enabled)
+
+    @property
+    def _zero3(self) -> bool:
+        first = next(self.unwrapped.parameters())
+        return bool(self._trainer.is_deepspeed_enabled) and hasattr(first, "ds_id")
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -169,7 +194,7 @@ class Policies:
             with self.earlier(self.reference_snapshot) as forward:
                 yield forward
         elif trainer.ref_model is not None:
-            with inference(trainer.ref_model):
+            with self._placement.at_work(), inference(trainer.ref_model):
                 yield trainer.ref_model
         else:
             with self._quiet(), use_adapter(self.unwrapped, adapter_name=self._reference_adapter):

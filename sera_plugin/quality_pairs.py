@@ -119,6 +119,9 @@ class QualityAnswers:
         row = self._dataset.rows[index]
         return self._quality.prompts[self._quality.pairs.position[row.example_id]]
 
+    def fetch(self, numbers: Sequence[int]) -> list[tuple[Sequence[int], Sequence[int]]]:
+        return [self[number] for number in numbers]
+
     def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
         at = self._rows[index // 2]
         example = self._quality.example(self._dataset.rows[at], self._dataset[at])

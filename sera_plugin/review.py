@@ -13,6 +13,7 @@ from sera_plugin.choosing import Choice, History, choose
 from sera_plugin.config import SeraConfig
 from sera_plugin.offline import OfflineAnswers, OfflinePairs
 from sera_plugin.policies import Policies
+from sera_plugin.recording import Recorded
 from sera_plugin.rounds import Composition, compose
 from sera_plugin.schedule import RoundSize
 from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
@@ -68,6 +69,7 @@ class Reviewer:
         reference: PairLogps,
         held_out_reference: Mapping[str, PairLogps],
         past: Past,
+        recorded: Recorded | None = None,
     ) -> Review:
         """Compose round ``size.number``.
 
@@ -76,8 +78,9 @@ class Reviewer:
             reference: log-probs of D under πref.
             held_out_reference: log-probs of the evaluation sets under πref.
             past: what earlier reviews found.
+            recorded: what training steps found; if given, D is not scored.
         """
-        table, choice, history, scoring = self._select(size, reference, past)
+        table, choice, history, scoring = self._select(size, reference, past, recorded)
         evaluation, ratios = {}, {}
         for name, held_out in self.evaluation.items():
             evaluation[name], phase = self.score_offline(
@@ -131,14 +134,21 @@ class Reviewer:
             done = self.scorer.logps(forward, OfflineAnswers(pairs), description, origin)
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
-    def _select(
-        self, size: RoundSize, reference: PairLogps, past: Past
-    ) -> tuple[ReviewTable, Choice, History, Phase]:
+    def _under_policy(
+        self, number: int, recorded: Recorded | None
+    ) -> tuple[PairLogps, np.ndarray, Phase]:
+        """Log-probs of D under the policy, and the rounds in which they were measured."""
+        if recorded is not None:
+            return recorded.policy, recorded.measured_in, Phase()
         policy, phase = self.score_offline(
-            self.pairs,
-            f"Round {size.number}: scoring offline pairs",
-            label=round_label(size.number),
+            self.pairs, f"Round {number}: scoring offline pairs", label=round_label(number)
         )
+        return policy, np.full(len(self.pairs), number - 1, dtype=np.int32), phase
+
+    def _select(
+        self, size: RoundSize, reference: PairLogps, past: Past, recorded: Recorded | None
+    ) -> tuple[ReviewTable, Choice, History, Phase]:
+        policy, measured_in, phase = self._under_policy(size.number, recorded)
         ratios = log_ratios(policy, reference)
         own = margins(
             ratios,
@@ -164,7 +174,8 @@ class Reviewer:
             seed=self.seed,
         )
         table = ReviewTable(
-            self.pairs.ids, policy, ratios, own, mixed, choice.kept, choice.scores, choice.flipped
+            *(self.pairs.ids, policy, ratios, own, mixed),
+            *(choice.kept, choice.scores, choice.flipped, measured_in),
         )
         return table, choice, history, phase
 

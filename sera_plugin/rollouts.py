@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+
+from sera_plugin.offline import list_rows
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,18 @@ class Rollout:
     finished: bool
 
 
-Answered = list[tuple[str, tuple[Rollout, ...]]]
-"""What a batch gives: the answers to each of its prompts, with the example's id."""
+Draws = Callable[[Prompt, int, int], np.ndarray]
+"""Uniforms in [0, 1) for a prompt and the number of its answer, as many as asked for."""
+
+Answered = list[tuple[str, list[tuple[np.ndarray, bool]]]]
+"""What a batch gives: example ids with the answers' token ids (int32) and whether they finished."""
 
 _ROLLOUTS = pa.schema(
     [
         ("batch", pa.int64()),
         ("example_id", pa.string()),
         ("finished", pa.bool_()),
-        ("token_ids", pa.list_(pa.int64())),
+        ("token_ids", pa.list_(pa.int32())),
     ]
 )
 
@@ -42,10 +48,10 @@ class RolloutCodec:
 
     def encode(self, found: Mapping[int, Answered]) -> pa.Table:
         rows = [
-            (number, example_id, answer.finished, answer.token_ids)
+            (number, example_id, finished, token_ids)
             for number, answered in found.items()
             for example_id, answers in answered
-            for answer in answers
+            for token_ids, finished in answers
         ]
         columns = zip(*rows, strict=True)
         arrays = [
@@ -54,12 +60,10 @@ class RolloutCodec:
         return pa.table(arrays, schema=_ROLLOUTS)
 
     def decode(self, table: pa.Table) -> dict[int, Answered]:
-        found: dict[int, dict[str, list[Rollout]]] = {}
-        columns = (table[name].to_pylist() for name in _ROLLOUTS.names)
-        for number, example_id, finished, token_ids in zip(*columns, strict=True):
+        found: dict[int, dict[str, list[tuple[np.ndarray, bool]]]] = {}
+        *columns, tokens = (table[name] for name in _ROLLOUTS.names)
+        names = (column.to_pylist() for column in columns)
+        for number, example_id, finished, token_ids in zip(*names, list_rows(tokens), strict=True):
             answers = found.setdefault(number, {}).setdefault(example_id, [])
-            answers.append(Rollout(tuple(token_ids), finished))
-        return {
-            number: [(example_id, tuple(answers)) for example_id, answers in answered.items()]
-            for number, answered in found.items()
-        }
+            answers.append((token_ids, finished))
+        return {number: list(answered.items()) for number, answered in found.items()}

@@ -13,6 +13,9 @@ from sera_plugin.identity import permutation
 from sera_plugin.pairing import FreshPair
 from sera_plugin.scores import PairLogps
 
+ROW_KEY = "sera_id"
+"""Column of a round's dataset that names its rows."""
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -72,6 +75,12 @@ class RoundRow:
     ref_chosen_logp: float | None = None
     ref_rejected_logp: float | None = None
     flipped: bool = False
+
+
+def offline_example(key: str) -> str | None:
+    """The offline pair that a row's key stands for, or None for a bootstrapped pair."""
+    example_id, kind, *_ = key.split("/")
+    return example_id if kind == "offline" else None
 
 
 def rows_of(
@@ -170,7 +179,7 @@ class RoundDataset:
         ]
         (chosen, chosen_logp), (rejected, rejected_logp) = sides[::-1] if row.flipped else sides
         example = {
-            "sera_id": row.key,
+            ROW_KEY: row.key,
             "prompt_ids": pair["prompt_ids"],
             "chosen_ids": chosen,
             "rejected_ids": rejected,

@@ -11,13 +11,12 @@ GENERATION_BATCHES = 8
 """Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
 
 
-def sampling_settings(trainer: Any, token_budget: int) -> Sampling:
+def sampling_settings(trainer: Any, training_tokens: int) -> Sampling:
     """Sampling settings of a run.
 
     Args:
         trainer: the run's trainer, with its pairs, tokenizer and model.
-        token_budget: most tokens of a training batch; a batch of answers with their prompts takes
-            ``GENERATION_BATCHES`` times as many.
+        training_tokens: most tokens of a training batch.
 
     Raises:
         ValueError: if most offline answers end without a special token.
@@ -42,5 +41,5 @@ def sampling_settings(trainer: Any, token_budget: int) -> Sampling:
         ending=ending,
         stops=frozenset({ending[0], tokenizer.eos_token_id, *eos}),
         pad_token_id=tokenizer.pad_token_id,
-        token_budget=GENERATION_BATCHES * token_budget,
+        token_budget=GENERATION_BATCHES * training_tokens,
     )

@@ -7,30 +7,40 @@ same rows whatever the number of ranks; a rank without a batch repeats one and d
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
+from sera_plugin.completion_logps import Forward, completion_logps, keeps_logits
 from sera_plugin.dealing import deal
+from sera_plugin.fitting import Fitting
 from sera_plugin.host import selective_log_softmax
 from sera_plugin.shards import Origin, Shards
 
-Forward = Callable[..., Any]
+Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+"""Token ids of a prompt and of an answer."""
+
+SCORING_BATCHES = 4
+"""Scoring keeps no activations for a backward pass and no logits, so it takes more tokens at a
+time than training."""
+
+SHORTEST = 0.92
+"""A row has at least this share of the longest row's tokens in its batch, so that less than a
+twelfth of a batch is padding, and about half of that on average."""
 
 SHARD_BATCHES = 32
 """Batches per rank in a shard: seconds of work, beside which writing it takes no time."""
 
 
 class Completions(Protocol):
-    """Prompts with their answers, fetched one by one.
+    """Prompts with their answers, fetched batch by batch.
 
     Attributes:
         lengths: tokens of prompt and answer together, int64, shape (n,).
@@ -39,8 +49,8 @@ class Completions(Protocol):
     @property
     def lengths(self) -> np.ndarray: ...
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Token ids of the prompt and of the answer."""
+    def fetch(self, numbers: Sequence[int]) -> Sequence[Tokens]:
+        """Token ids of the prompts and of the answers of these numbers."""
 
     def digest(self) -> str:
         """Hash of all token ids in their order."""
@@ -50,14 +60,14 @@ class Completions(Protocol):
 class Answers:
     """Completions held in memory, as (prompt_ids, completion_ids)."""
 
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    rows: Sequence[Tokens]
 
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(prompt) + len(answer) for prompt, answer in self.rows], dtype=np.int64)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
-        return self.rows[index]
+    def fetch(self, numbers: Sequence[int]) -> list[Tokens]:
+        return [self.rows[number] for number in numbers]
 
     def digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -118,18 +128,27 @@ def phase_of(start: float, done: Pass) -> Phase:
     return Phase(time.perf_counter() - start, done.tokens, done.padded_tokens)
 
 
-def plan_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+def plan_batches(lengths: np.ndarray, token_budget: int, shortest: float = 0.0) -> list[np.ndarray]:
     """Cut rows, longest first, into batches of at most ``token_budget`` padded tokens.
 
     A row longer than the budget gets a batch of its own. Ties in length keep their order, so the
     batches depend on the lengths alone.
+
+    Args:
+        lengths: tokens of each row, shape (n,).
+        token_budget: most padded tokens of a batch.
+        shortest: least length of a row as a share of its batch's longest; bounds the padding.
     """
     order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, int(token_budget // max(1, int(lengths[order[start]]))))
-        batches.append(order[start : start + rows])
-        start += rows
+        longest = int(ordered[start])
+        rows = max(1, int(token_budget // max(1, longest)))
+        enough = int(np.searchsorted(-ordered, -shortest * longest, side="right"))
+        end = min(start + rows, max(enough, start + 1))
+        batches.append(order[start:end])
+        start = end
     return batches
 
 
@@ -164,6 +183,7 @@ class Scorer:
         max_length: rows are cut to this many tokens from the start, as the host's collator does.
         token_budget: most padded tokens of a batch.
         after_shard: called on every rank when a shard is finished; it may raise to end the pass.
+        fitting: cuts batches that don't fit the memory.
     """
 
     accelerator: Accelerator
@@ -171,6 +191,7 @@ class Scorer:
     max_length: int | None
     token_budget: int
     after_shard: Callable[[], None] | None = None
+    fitting: Fitting = field(default_factory=Fitting)
 
     def logps(
         self,
@@ -195,11 +216,11 @@ class Scorer:
         lengths = completions.lengths
         if self.max_length is not None:
             lengths = np.minimum(lengths, self.max_length)
-        batches = plan_batches(lengths, self.token_budget)
+        batches = plan_batches(lengths, self.token_budget, SHORTEST)
         found = deal(
             self.accelerator,
             len(batches),
-            lambda number: self._batch(forward, [completions[int(i)] for i in batches[number]]),
+            lambda number: self._logps_of(forward, completions.fetch(batches[number].tolist())),
             group=SHARD_BATCHES,
             description=description,
             codec=LogpCodec(batches),
@@ -213,6 +234,13 @@ class Scorer:
             logps[batches[number]] = values
         padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
         return Pass(logps, int(lengths.sum()), padded)
+
+    def _logps_of(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
+        def size(part: Sequence[Tokens]) -> int:
+            return len(part) * max(len(prompt) + len(answer) for prompt, answer in part)
+
+        found = self.fitting.run(rows, size, lambda part: self._batch(forward, part))
+        return np.array(found, dtype=np.float64)
 
     def _shards(
         self, origin: Origin | None, completions: Completions, lengths: np.ndarray
@@ -230,24 +258,21 @@ class Scorer:
         }
         return Shards.of(origin, determined_by)
 
-    def _batch(
-        self, forward: Forward, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> np.ndarray:
-        ids = [[*prompt, *answer][: self.max_length] for prompt, answer in rows]
-        width = max(map(len, ids))
-        first = max(1, min(len(prompt) for prompt, _ in rows))
-        input_ids = torch.full((len(rows), width), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        is_answer = torch.zeros((len(rows), width), dtype=torch.bool)
+    def _batch(self, forward: Forward, rows: Sequence[Tokens]) -> list[float]:
+        ids = [np.concatenate(row).astype(np.int64)[: self.max_length] for row in rows]
+        input_ids = np.full((len(rows), max(map(len, ids))), self.pad_token_id)
+        is_token, is_answer = np.zeros((2, *input_ids.shape), dtype=bool)
         for row, (tokens, (prompt, _)) in enumerate(zip(ids, rows, strict=True)):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[row, : len(tokens)] = 1
+            input_ids[row, : len(tokens)] = tokens
+            is_token[row, : len(tokens)] = True
             is_answer[row, len(prompt) : len(tokens)] = True
         device = self.accelerator.device
-        logps = answer_logps(
-            forward, input_ids.to(device), attention_mask.to(device), is_answer.to(device), first
-        )
-        return logps.cpu().numpy()
+        inputs = {
+            "input_ids": torch.from_numpy(input_ids).to(device),
+            "attention_mask": torch.from_numpy(is_token).long().to(device),
+        }
+        answers = torch.from_numpy(is_answer).to(device)
+        return completion_logps(forward, inputs, answers).tolist()
 
 
 def answer_logps(
@@ -267,23 +292,10 @@ def answer_logps(
         first: a position from 1 on before which no row has an answer's token.
     """
     kept = input_ids.shape[1] - first + 1
-    options = {"logits_to_keep": kept} if _keeps_logits(forward) else {}
+    options = {"logits_to_keep": kept} if keeps_logits(forward) else {}
     logits = forward(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
     ).logits
     logits = logits[:, logits.shape[1] - kept : -1]
     logps = selective_log_softmax(logits, input_ids[:, first:]).double()
     return logps.masked_fill(is_answer[:, first:] == 0, 0.0).sum(dim=1)
-
-
-def _keeps_logits(forward: Forward) -> bool:
-    """Whether the causal LM below the wrappers can compute the last positions' logits alone."""
-    module: Any = forward
-    while True:
-        inner = getattr(module, "module", None)
-        if inner is None and hasattr(module, "get_base_model"):
-            inner = module.get_base_model()
-        if inner is None or inner is module:
-            break
-        module = inner
-    return "logits_to_keep" in inspect.signature(type(module).forward).parameters

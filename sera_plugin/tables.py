@@ -32,6 +32,7 @@ class ReviewTable:
         kept: mask of the K pairs that are kept.
         score: what the rule of selection sorts by; NaN where a pair can't be kept.
         flipped: mask of the pairs whose answers change places in the round.
+        measured_in: the round at whose end, or within which, each margin was measured.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class ReviewTable:
     kept: np.ndarray
     score: np.ndarray
     flipped: np.ndarray
+    measured_in: np.ndarray
 
     def to_arrow(self) -> pa.Table:
         return pa.table(
@@ -56,6 +58,7 @@ class ReviewTable:
                 "kept": self.kept,
                 "score": self.score,
                 "flipped": self.flipped,
+                "measured_in": self.measured_in,
             }
         )
 
@@ -76,6 +79,7 @@ class ReviewTable:
             columns["kept"].astype(bool),
             columns["score"],
             columns["flipped"].astype(bool),
+            columns["measured_in"],
         )
 
 

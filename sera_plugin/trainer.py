@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from sera_plugin.artifacts import candidate_rows, fresh_lines
 from sera_plugin.bootstrapping import Bootstrapper, Past
 from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
-from sera_plugin.dealing import shared
 from sera_plugin.estimate import estimate_text
 from sera_plugin.external import external_margins
+from sera_plugin.fitting import Fitting
 from sera_plugin.generation import Sampler
-from sera_plugin.host import RoundTrainer, plugin_config
+from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.metrics import first_spread, guard_text, review_metrics, table_text
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
+from sera_plugin.recording_trainer import RecordingTrainer
 from sera_plugin.records import write_log
 from sera_plugin.refiner import Refiner, refiner_of
 from sera_plugin.resuming import last_review, start_or_check
@@ -32,7 +34,7 @@ from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps
-from sera_plugin.scoring import Scorer
+from sera_plugin.scoring import SCORING_BATCHES, Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.showcase import log_samples
 from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
@@ -42,7 +44,7 @@ from sera_plugin.tables import ReviewTable, RoundRecord
 LOG = logger(__name__)
 
 
-class SeRATrainer(RoundTrainer):
+class SeRATrainer(RecordingTrainer):
     """DPO or IPO on a dataset that is reviewed and renewed before every round."""
 
     eval_dataset: Any
@@ -89,7 +91,9 @@ class SeRATrainer(RoundTrainer):
             reviews=self.sera.reviews,
         )
 
-    def open_run(self, model: torch.nn.Module, epochs_done: int, updates_done: int) -> None:
+    def open_run(
+        self, model: torch.nn.Module, epochs_done: int, updates_done: int, checkpoint: Path | None
+    ) -> None:
         self.stop.install()
         self.policies = Policies(self, model)
         evaluation = self.eval_dataset
@@ -100,19 +104,19 @@ class SeRATrainer(RoundTrainer):
             if dataset is not None
         }
         budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
+        may_cut = not self.policies.sharded
         scorer = Scorer(
-            self.accelerator,
-            self._tokenizer.pad_token_id,
-            self.args.max_length,
-            budget,
-            self.stop.check,
+            *(self.accelerator, self._tokenizer.pad_token_id, self.args.max_length),
+            *(SCORING_BATCHES * budget, self.stop.check, Fitting(may_cut)),
         )
         self.sampling = sampling_settings(self, budget)
         bootstrapper = Bootstrapper(
             config=self.sera,
             pairs=self.pairs,
             scorer=scorer,
-            sampler=Sampler(self.accelerator, self.sampling, self.stop.check),
+            sampler=Sampler(
+                *(self.accelerator, self.sampling, self.stop.check), fitting=Fitting(may_cut)
+            ),
             policies=self.policies,
             seed=self.args.seed,
             beta=self.beta,
@@ -129,6 +133,8 @@ class SeRATrainer(RoundTrainer):
         if epochs_done < self.schedule.last_round:
             self._score_reference()
         self._restore(epochs_done)
+        if epochs_done < self.schedule.last_round:
+            self.start_recording(checkpoint)
         self._score_held_out_reference()
 
     def _score_reference(self) -> None:
@@ -180,10 +186,6 @@ class SeRATrainer(RoundTrainer):
         if self.sera.reference == "previous":
             self.reference = record.table.policy
 
-    def _shared(self, read: Any) -> Any:
-        """What the main process reads, on every rank."""
-        return shared(self.accelerator, read)
-
     def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
         resumed = self.resumed_within == number
         if not self.schedule.rounds[number - 1].reviewed:
@@ -192,6 +194,7 @@ class SeRATrainer(RoundTrainer):
             rows = self._shared(lambda: self.store.read_round(number)).rows
         else:
             rows = self._review(number)
+        self.record_round(number, rows)
         dataset: Any = RoundDataset(rows, self.pairs.dataset, self.pairs.position, self.reference)
         if self.refiner is not None:
             dataset = self.refiner.open_round(number, dataset, resumed=resumed)
@@ -203,7 +206,9 @@ class SeRATrainer(RoundTrainer):
         self.stop.check()
         size = self.schedule.rounds[number - 1]
         past = Past(self.table, self.policy_snapshot, self.history, first_spread(self.summaries))
-        review = self.reviewer.review(size, self.reference, self.held_out_reference, past)
+        review = self.reviewer.review(
+            size, self.reference, self.held_out_reference, past, self.recorded()
+        )
         previous_reference = self.sera.reference == "previous"
         rows = rows_of(
             review.composition, self.args.seed, number, previous_reference=previous_reference

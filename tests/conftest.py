@@ -208,9 +208,13 @@ def _runner(command: list[str]) -> Callable[..., str]:
         expect_failure: bool = False,
         timeout: float = 300,
     ) -> str:
+        variables = ENVIRONMENT | dict(env or {})
+        if "PYTHONPATH" in ENVIRONMENT and "PYTHONPATH" in variables:
+            both = dict.fromkeys([variables["PYTHONPATH"], ENVIRONMENT["PYTHONPATH"]])
+            variables["PYTHONPATH"] = os.pathsep.join(both)
         done = subprocess.run(
             [*command, *map(str, args)],
-            env=ENVIRONMENT | dict(env or {}),
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

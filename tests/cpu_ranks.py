@@ -93,6 +93,26 @@ def _die_while_sampling(batch_number: int) -> None:
     Sampler._batch = batch
 
 
+def _rescore_too() -> None:
+    """Says how margins recorded in training rank beside those of a scoring pass."""
+    from scipy.stats import spearmanr
+
+    from sera_plugin.review import Reviewer
+    from sera_plugin.scores import log_ratios, margins
+
+    original = Reviewer._select
+
+    def select(self: Any, size: Any, reference: Any, *args: Any) -> Any:
+        found = original(self, size, reference, *args)
+        policy, _ = self.score_offline(self.pairs, "once more", label="test")
+        lengths = self.pairs.chosen_tokens, self.pairs.rejected_tokens
+        again = margins(log_ratios(policy, reference), *lengths, self.config.selection.margin)
+        print(f"RESCORED: Spearman {spearmanr(found[0].margin, again).statistic:.3f}", flush=True)
+        return found
+
+    Reviewer._select = select
+
+
 class SignalAtStep(TrainerCallback):
     """Fault injection: the process gets a signal when it begins the step after ``step``."""
 
@@ -125,6 +145,8 @@ class CpuRanks(BasePlugin):
             _gather_plain_tensors()
         if sharded:
             _mesh_on_cpu()
+        if "RESCORE_TOO" in os.environ:
+            _rescore_too()
         if "FAIL_RANK" in os.environ:
             _fail_while_scoring(int(os.environ["FAIL_RANK"]))
         if "DIE_AT_GENERATE" in os.environ:

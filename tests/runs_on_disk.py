@@ -83,7 +83,10 @@ def write_run(
         kept = np.zeros(count, dtype=bool)
         kept[np.argsort(-margin)[:kept_count]] = True
         swapped = np.zeros(count, dtype=bool)
-        table = ReviewTable(ids, logps, logps, margin, margin, kept, margin, swapped)
+        table = ReviewTable(
+            *(ids, logps, logps, margin, margin, kept, margin, swapped),
+            np.full(len(ids), number - 1, dtype=np.int32),
+        )
         rows = [RoundRow(f"{ids[i]}/offline", ids[i]) for i in np.flatnonzero(kept)]
         rows += [
             RoundRow(f"{ids[i]}/policy", ids[i], (1, 2, 3), (4, 2), -1.0, -2.0) for i in range(made)

@@ -138,7 +138,7 @@ def test_no_block_changes_nothing(
             ["sera.bootstrap.fracion: 0.2", "did you mean fraction?"],
         ),
         ({"keep": 0.5}, ["sera.keep: 0.5", "did you mean sera.selection.keep?"]),
-        ({"selection": {"zzz": 1}}, ["sera.selection.zzz: 1", "negative_deviations, external."]),
+        ({"selection": {"zzz": 1}}, ["sera.selection.zzz: 1", "source, external."]),
     ],
 )
 def test_unknown_keys(refused: Start, block: dict[str, Any], parts: list[str]):

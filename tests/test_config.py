@@ -59,6 +59,7 @@ def test_defaults():
             "on_negative": "keep",
             "negative_reviews": 2,
             "negative_deviations": 1.0,
+            "source": "rescore",
             "external": {
                 "chosen": "score_chosen",
                 "rejected": "score_rejected",
@@ -93,6 +94,7 @@ def test_defaults():
         "refine": None,
         "max_set_aside": 0.01,
         "reference": "fixed",
+        "reference_device": "auto",
     }
 
 
@@ -339,6 +341,12 @@ def test_every_field_has_a_description(model):
             "because the earlier policy's own reference is no longer at hand; set one of them to "
             "its default (false, fixed).",
         ),
+        (
+            {"reference": "previous", "selection": {"source": "training"}},
+            "sera.selection.source: training can't be combined with sera.reference: previous, "
+            "whose log-probs must be those of one policy, not of every step of a round; set one "
+            "of them to its default (rescore, fixed).",
+        ),
         ({7: 1}, "sera: 7 is not a key of SeRA; keys are words."),
         (
             {"bootstrap": {"a\nb": 1}},
@@ -364,7 +372,7 @@ def test_errors_word_for_word(raw, expected):
         ({"temperature": 0.5}, "did you mean sera.bootstrap.temperature?"),
         ({"selection": {"fraction": 0.5}}, "did you mean sera.bootstrap.fraction?"),
         ({"bootstrap": {"warmup_rounds": 1}}, "did you mean sera.warmup_rounds?"),
-        ({"selection": {"zzz": 1}}, "negative_deviations, external."),
+        ({"selection": {"zzz": 1}}, "source, external."),
     ],
 )
 def test_unknown_keys_get_a_hint(raw, hint):

@@ -1,6 +1,7 @@
 """Sampling: the draw itself, and rollouts of a tiny real model that depend on nothing else."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import assets
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
-from sera_plugin.generation import InverseCdfSampler, Prompt, Rollout, Sampler, Sampling
+from sera_plugin import transformers_engine
+from sera_plugin.generation import Prompt, Rollout, Sampler, Sampling
 from sera_plugin.identity import uniforms
 from sera_plugin.pairing import Source
+from sera_plugin.transformers_engine import InverseCdfSampler
 
 VOCABULARY, PAD, EOS, END = 40, 0, 1, 2
 SETTINGS = Sampling(
@@ -138,6 +141,56 @@ def test_answers_do_not_depend_on_the_batch(model, budget, temperature):
     alone = sample(model, PROMPTS[3:4], temperature=temperature)
     assert alone["example-3"] == whole["example-3"]
     assert sample(model, PROMPTS[::-1], temperature=temperature) == whole
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_leaving_early_and_sharing_a_pass_change_no_answer(model, monkeypatch, temperature):
+    changes = {"temperature": temperature, "num_candidates": 4, "max_new_tokens": 20}
+    changes["stops"] = frozenset({EOS, END, *range(5, VOCABULARY, 7)})
+    rows = []
+    hook = model.model.register_forward_hook(
+        lambda *call: rows.append(tuple(call[2].last_hidden_state.shape[:2])), with_kwargs=False
+    )
+    try:
+        whole = sample(model, **changes)
+        in_one_go = list(rows)
+        rows.clear()
+        monkeypatch.setattr(transformers_engine, "SEGMENT", 3)
+        assert sample(model, **changes) == whole
+    finally:
+        hook.remove()
+    # Every prompt but its last token is read once, not once per answer.
+    assert in_one_go[0] == rows[0] == (7, 11)
+    assert in_one_go[1] == rows[1] == (28, 1)
+    assert {count for count, _ in in_one_go[1:]} == {28}
+    counts = [count for count, _ in rows[1:]]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 28
+    assert sum(counts) < sum(count for count, _ in in_one_go[1:])
+
+
+def test_batches_of_answers_that_do_not_fit_are_halved(model):
+    whole = sample(model)
+    sizes, own = [], model.forward
+
+    def forward(input_ids=None, **inputs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 9:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return own(input_ids=input_ids, **inputs)
+
+    model.forward = functools.wraps(own)(forward)
+    try:
+        assert sample(model) == whole
+    finally:
+        del model.forward
+    assert [size for size in sizes if size > 9] == [21, 12]
+
+
+def test_answers_hold_one_object_for_each_token_id(model):
+    found = sample(model, num_candidates=20)
+    objects = {id(token) for rollouts in found.values() for r in rollouts for token in r.token_ids}
+    assert len(objects) <= VOCABULARY
 
 
 def test_more_candidates_begin_with_the_fewer_ones(model):

@@ -91,7 +91,7 @@ def test_every_symbol_of_the_docstring_has_a_test():
 def test_round_trainer_overrides_methods_that_exist():
     ours = {"plan", "open_run", "round_dataset", "close_round", "with_reference", "batching"}
     ours |= {"log_metrics_of_round", "ensure_checkpoint", "checkpoint_saved", "close_run"}
-    ours |= {"_write_true_rewards"}
+    ours |= {"_write_true_rewards", "note_logps", "before_checkpoint"}
     own = {
         name
         for name, member in vars(host.RoundTrainer).items()
@@ -501,6 +501,29 @@ def test_the_collator_passes_our_columns_on_and_cuts_at_max_length():
     assert batch["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]]
     assert batch["ref_chosen_logps"].tolist() == [-1.5], "look at RoundDataset.__getitem__"
     assert batch["ref_rejected_logps"].tolist() == [-2.5], "look at RoundDataset.__getitem__"
+
+
+def test_compute_loss_gives_the_logits_of_the_whole_batch():
+    assert_names(
+        trl.DPOTrainer.compute_loss, ["model", "inputs", "return_outputs", "num_items_in_batch"]
+    )
+    assert AxolotlDPOTrainer.compute_loss is trl.DPOTrainer.compute_loss, (
+        "Axolotl has a compute_loss of its own; look at RoundTrainer.compute_loss"
+    )
+    source = text_of(trl.DPOTrainer._compute_loss)
+    for piece in (
+        "outputs = model(**model_kwargs)",
+        "shift_logits = outputs.logits[..., :-1, :]",
+        "return (loss, outputs) if return_outputs else loss",
+    ):
+        assert piece in source, f"trl.DPOTrainer._compute_loss no longer has {piece!r}"
+
+
+def test_a_checkpoint_is_saved_in_a_folder_named_after_the_step():
+    source = text_of(Trainer._save_checkpoint)
+    assert "checkpoint_folder = f'{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}'" in source
+    assert "run_dir = self._get_output_dir(trial=trial)" in source
+    assert "run_dir = self.args.output_dir" in text_of(Trainer._get_output_dir)
 
 
 def test_dpo_trainer_tokenizes_into_the_columns_that_we_read():

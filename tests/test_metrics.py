@@ -36,6 +36,7 @@ def table_of(kept):
         np.array(kept),
         np.array([1.5, 0.5, -2.5, -0.5]),
         np.array([False, False, True, False]),
+        np.array([2, 2, 0, 1], dtype=np.int32),
     )
 
 
@@ -97,6 +98,8 @@ def test_every_number_by_hand():
             "margin_mean": -0.25,
             # Deviations 2.25, 1.25, −3.75, 0.25: squares sum to 20.75, over 4.
             "set_aside": 0.0,
+            # Measured in rounds 2, 2, 0 and 1; the review composes round 3.
+            "aged_margins": 2.0,
             "margin_std": 5.1875**0.5,
             # Sorted −4, 0, 1, 2; quantile q lies at 3q between them.
             "margin_q05": -3.4,

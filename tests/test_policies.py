@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from sera_plugin.config import SeraConfig
 from sera_plugin.files import StoreError
 from sera_plugin.pairing import Source
 from sera_plugin.policies import Policies, Snapshot
@@ -205,6 +206,7 @@ def policies_of(model, ref_model=None, fsdp=False):
         is_fsdp_enabled=fsdp,
         state=SimpleNamespace(global_step=0),
         store=RunStore("out"),
+        sera=SeraConfig(),
     )
     return Policies(trainer, model)
 

@@ -212,6 +212,7 @@ def test_host_memory_of_a_pair_is_as_measured() -> None:
             np.zeros(n, dtype=bool),
             np.zeros(n),
             np.zeros(n, dtype=bool),
+            np.zeros(n, dtype=np.int32),
         )
         rows = [RoundRow(f"{example_id}/offline", example_id) for example_id in ids]
         # What a rank other than 0 receives is a copy with ids of its own.

@@ -3,10 +3,11 @@
 import os
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from sera_plugin.generation import Rollout, RolloutCodec
+from sera_plugin.generation import RolloutCodec
 from sera_plugin.shards import LOG, REFERENCE, Origin, Shards, round_label
 from sera_plugin.store import RunStore
 
@@ -161,10 +162,24 @@ def test_work_of_finished_rounds_is_dropped_and_the_rest_kept(tmp_path):
 
 
 def test_rollouts_read_back_equal(tmp_path):
+    def answers(*tokens):
+        return [(np.array(ids, dtype=np.int32), finished) for ids, finished in tokens]
+
     found = {
-        5: [("b", (Rollout((), False), Rollout((1, 2), True))), ("a", (Rollout((7,), False),) * 2)],
-        7: [("c", (Rollout((2**40,), True),))],
+        5: [("b", answers(((), False), ((1, 2), True))), ("a", answers(*[((7,), False)] * 2))],
+        7: [("c", answers(((2**31 - 1,), True)))],
     }
     some = shards(tmp_path)
     some.write(RolloutCodec().encode(found))
-    assert RolloutCodec().decode(some.read()[0]) == found
+    read = RolloutCodec().decode(some.read()[0])
+
+    def plain(batches):
+        return {
+            number: [(name, [(ids.tolist(), done) for ids, done in rows]) for name, rows in batch]
+            for number, batch in batches.items()
+        }
+
+    assert plain(read) == plain(found)
+    assert {ids.dtype for batch in read.values() for _, rows in batch for ids, _ in rows} == {
+        np.dtype(np.int32)
+    }

@@ -42,6 +42,7 @@ def table_of(count, seed=0):
         draw.random(count) < 0.5,
         columns[5] + 1,
         draw.random(count) < 0.1,
+        draw.integers(0, 9, count).astype(np.int32),
     )
 
 
@@ -68,6 +69,7 @@ def assert_equal(found, expected):
     for name in ("kept", "flipped"):
         np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
         assert getattr(here, name).dtype == np.bool_
+    np.testing.assert_array_equal(here.measured_in, there.measured_in)
 
 
 def tree(root):

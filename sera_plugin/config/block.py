@@ -60,6 +60,13 @@ class SeraConfig(Block):
         "previous round, from the first reviewed round on.",
     )
 
+    reference_device: Literal["auto", "gpu", "cpu"] = Field(
+        default="auto",
+        description="Full fine-tune: where the reference model is while the policy trains. `cpu` "
+        "moves it to the GPU for scoring only, `gpu` leaves it there; `auto` is `cpu` unless its "
+        "weights are sharded.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, block: Any) -> Any:
@@ -81,6 +88,16 @@ class SeraConfig(Block):
     def refinement(self) -> RefineConfig | None:
         """The ``refine`` block if it has any effect."""
         return self.refine if self.refine is not None and self.refine.weight > 0 else None
+
+    @model_validator(mode="after")
+    def _one_policy_as_reference(self) -> SeraConfig:
+        if self.selection.source == "training" and self.reference == "previous":
+            raise ValueError(
+                "sera.selection.source: training can't be combined with sera.reference: previous, "
+                "whose log-probs must be those of one policy, not of every step of a round; set "
+                "one of them to its default (rescore, fixed)."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_history(self) -> SeraConfig:

@@ -114,6 +114,12 @@ class SelectionConfig(Block):
         description="`on_negative`: how far below zero, in standard deviations of the margins over "
         "D.",
     )
+    source: Literal["rescore", "training"] = Field(
+        default="rescore",
+        description="Where margins come from: `rescore`, a scoring pass of D before each reviewed "
+        "round, or `training`, what the training steps since the last review found on the way, "
+        "at no cost but of an older policy.",
+    )
     external: ExternalConfig = Field(
         default_factory=ExternalConfig, description="Scores that the dataset carries."
     )
