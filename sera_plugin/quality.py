@@ -37,8 +37,8 @@ _MARKUP = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<(start|end)_of_turn>|</?s>")
 def quality_text(prompt: str | None) -> str:
     """The text of p for the value of ``sera.refine.prompt``.
 
-    A value that names a file is that file's text. One without white space, or one line that ends
-    like a file name, must name a file.
+    A value that names a file is that file's text. One without any white space (not even a line's
+    end), or one line that ends like a file name, must name a file.
 
     Raises:
         SeraConfigError: one sentence, if there is no text or the file can't be read.
@@ -57,10 +57,12 @@ def quality_text(prompt: str | None) -> str:
     except OSError:  # a text too long for a file name
         is_file = False
     if path is None or not is_file:
-        if path is not None and (" " not in text or re.search(r"[^.\s]\.(txt|md|jinja2?)$", text)):
+        if path is not None and (
+            not re.search(r"\s", prompt) or re.search(r"[^.\s]\.(txt|md|jinja2?)$", text)
+        ):
             raise SeraConfigError(
                 f"sera.refine.prompt: {shown} is not a file; write a path that exists, or a text "
-                "of several words."
+                "of several words or with a line's end."
             )
         return text
     try:

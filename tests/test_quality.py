@@ -154,6 +154,7 @@ def test_quality_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.txt").write_text(f"\n{P}\nTwice. \n", encoding="utf-8")
     assert quality_text(None) == QUALITY_PROMPT
     assert quality_text(" Be kind. ") == "Be kind."
+    assert quality_text("good\n") == "good", "a word with a line's end is text"
     assert quality_text("p.txt") == quality_text(str(tmp_path / "p.txt")) == f"{P}\nTwice."
     assert (
         quality_text("Be kind.\nEnd with a file name.txt") == "Be kind.\nEnd with a file name.txt"

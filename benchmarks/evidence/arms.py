@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.evidence.world import MOST_WORDS
@@ -73,6 +73,7 @@ class Arm:
         tuned_as: the arm whose learning rate and β are used; empty for this one.
         shipped: the block leaves settings at their defaults, whose change is another arm.
         note: what it shows, for the tables.
+        more: other keys of the YAML.
     """
 
     sera: Mapping[str, Any] | None = None
@@ -82,6 +83,7 @@ class Arm:
     tuned_as: str = ""
     shipped: bool = False
     note: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def grid(self) -> list[tuple[float, float]]:
@@ -99,6 +101,7 @@ class Arm:
             "max_steps": regime.updates,
             "num_epochs": self.rounds(regime),
         }
+        changes |= self.more
         if self.sera is not None:
             changes |= {"plugins": [PLUGIN], "trainer_cls": TRAINER, "sera": dict(self.sera)}
         return changes
@@ -159,6 +162,34 @@ def _shipped(**bootstrap: Any) -> dict[str, Any]:
     return {**SHIPPED, "bootstrap": {**SHIPPED["bootstrap"], **bootstrap}}
 
 
+ASKS_FOR_QUALITY = {
+    "chat_template": "jinja",
+    "chat_template_jinja": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ '<s> ' + m['content'] + ' ' }}"
+        "{% elif m['role'] == 'user' %}{{ '<s> any ' if loop.first else '' }}"
+        "{{ m['content'] + ' <sep> ' }}{% else %}{{ m['content'] + ' </s>' }}{% endif %}"
+        "{% endfor %}"
+    ),
+}
+"""The world's template with the quality word as its system message, which is `any` by default.
+
+A quarter of the prompts that the SFT model has seen have `good` there, and an answer that is the
+best of four. So with p = `good` the prompt p⊕x is one of them, word for word.
+"""
+
+
+def _refined(keep: float, loss: str) -> Arm:
+    """Refinement alone, or with selection; λ well below the smallest β of DPO."""
+    refine = {"prompt": "good\n", "weight": 0.01 if loss == "dpo" else 0.1}
+    alone = "alone" if keep == 1 else "with selection"
+    return Arm(
+        _sera(keep=keep, fraction=0.0, refine=refine),
+        loss=loss,
+        note=f"Sr-{loss.upper()} {alone}",
+        more=ASKS_FOR_QUALITY,
+    )
+
+
 ARMS: dict[str, Arm] = {
     "dpo": Arm(note="DPO on all pairs"),
     "ipo": Arm(loss="ipo", note="IPO on all pairs"),
@@ -204,6 +235,10 @@ ARMS: dict[str, Arm] = {
         tuned_as="full",
         note="reference: previous policy",
     ),
+    "sr-dpo": _refined(1.0, "dpo"),
+    "sr-ipo": _refined(1.0, "ipo"),
+    "sr-dpo-select": _refined(KEEP, "dpo"),
+    "sr-ipo-select": _refined(KEEP, "ipo"),
     "full-mixed": Arm(
         _sera(bootstrap={"sampler": "mixed", "ensemble": False}),
         tuned_as="reference",
