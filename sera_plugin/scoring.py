@@ -27,10 +27,6 @@ from sera_plugin.shards import Origin, Shards
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids of a prompt and of an answer."""
 
-SCORING_BATCHES = 4
-"""Scoring keeps no activations for a backward pass and no logits, so it takes more tokens at a
-time than training."""
-
 SHORTEST = 0.92
 """A row has at least this share of the longest row's tokens in its batch, so that less than a
 twelfth of a batch is padding, and about half of that on average."""

@@ -34,7 +34,7 @@ from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scores import PairLogps
-from sera_plugin.scoring import SCORING_BATCHES, Scorer
+from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.showcase import log_samples
 from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
@@ -107,7 +107,7 @@ class SeRATrainer(RecordingTrainer):
         may_cut = not self.policies.sharded
         scorer = Scorer(
             *(self.accelerator, self._tokenizer.pad_token_id, self.args.max_length),
-            *(SCORING_BATCHES * budget, self.stop.check, Fitting(may_cut)),
+            *(budget, self.stop.check, Fitting(may_cut)),
         )
         self.sampling = sampling_settings(self, budget)
         bootstrapper = Bootstrapper(
