@@ -73,6 +73,20 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
         return False
 
 
+def complete_summaries(trainer: Any, epochs_done: int) -> None:
+    """Write what a kill between the checkpoint of a warm-up round's end and its summary left out.
+
+    Args:
+        trainer: the trainer.
+        epochs_done: rounds that are complete.
+    """
+    if trainer.accelerator.is_main_process:
+        for size in trainer.schedule.rounds[:epochs_done]:
+            if not size.reviewed:
+                summary = {"round": float(size.number), "kept": float(size.total)}
+                trainer.store.update_summary(size.number, summary)
+
+
 def last_review(trainer: Any, epochs_done: int, resumed_within: int | None) -> RoundRecord | None:
     """What the last review before the resumed position found, or None if there was none.
 
@@ -84,12 +98,6 @@ def last_review(trainer: Any, epochs_done: int, resumed_within: int | None) -> R
     Raises:
         RuntimeError: if the round's folder is missing.
     """
-    if trainer.accelerator.is_main_process:
-        for size in trainer.schedule.rounds[:epochs_done]:
-            if not size.reviewed:
-                # Written after the checkpoint of the round's end, so a kill may come between.
-                summary = {"round": float(size.number), "kept": float(size.total)}
-                trainer.store.update_summary(size.number, summary)
     number = resumed_within or epochs_done
     if number == 0 or not trainer.schedule.rounds[number - 1].reviewed:
         return None

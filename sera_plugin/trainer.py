@@ -28,7 +28,7 @@ from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.recording_trainer import RecordingTrainer
 from sera_plugin.records import write_log
 from sera_plugin.refiner import Refiner, refiner_of
-from sera_plugin.resuming import last_review, start_or_check
+from sera_plugin.resuming import complete_summaries, last_review, start_or_check
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
@@ -170,6 +170,7 @@ class SeRATrainer(RecordingTrainer):
 
     def _restore(self, epochs_done: int) -> None:
         """Take the last review's results from the store when a run is resumed."""
+        complete_summaries(self, epochs_done)
         record = last_review(self, epochs_done, self.resumed_within)
         number = self.resumed_within or epochs_done
         reviewed = number if record is not None else epochs_done

@@ -79,20 +79,6 @@ def _fail_while_scoring(rank: int) -> None:
     Scorer._batch = batch
 
 
-def _die_while_sampling(batch_number: int) -> None:
-    """Fault injection: the process is gone at once in the given batch of sampling."""
-    from sera_plugin.generation import Sampler
-
-    original, calls = Sampler._batch, itertools.count(1)
-
-    def batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == batch_number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args, **kwargs)
-
-    Sampler._batch = batch
-
-
 def _rescore_too() -> None:
     """Says how margins recorded in training rank beside those of a scoring pass."""
     from scipy.stats import spearmanr
@@ -149,5 +135,3 @@ class CpuRanks(BasePlugin):
             _rescore_too()
         if "FAIL_RANK" in os.environ:
             _fail_while_scoring(int(os.environ["FAIL_RANK"]))
-        if "DIE_AT_GENERATE" in os.environ:
-            _die_while_sampling(int(os.environ["DIE_AT_GENERATE"]))

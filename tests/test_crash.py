@@ -8,6 +8,7 @@ undisturbed run did.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections import Counter
@@ -17,14 +18,15 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, SHIM, MakeConfig, output_dir
+from conftest import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
+from test_distributed import RANKS, TORCHRUN, zero_config
 from warm import Axolotl, Done
 
 from sera_plugin import generation, scoring
 from sera_plugin.stopping import EXIT_CODE
 
 pytestmark = [pytest.mark.cli, pytest.mark.kill]
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "plugins": ["crash_points.CrashPoints", "sera_plugin.SeRAPlugin"],
     "sequence_len": 48,
     "micro_batch_size": 1,
@@ -36,6 +38,7 @@ CONFIG = {
         "bootstrap": {"fraction": 0.2, "max_new_tokens": 16, "ensemble": True},
     },
 }
+ENDS_OF_ROUNDS = (8, 12, 16)
 UPDATES_A_CHECKPOINT = 2
 
 SCORE = {"at": "call", "what": "sera_plugin.scoring:Scorer._batch"}
@@ -236,15 +239,21 @@ def results(run: Path) -> dict[str, Any]:
         found[name] = _timeless(json.loads(found[name]))
     state = json.loads((last / "trainer_state.json").read_text())
     found["metrics"] = _metrics(state["log_history"])
+    found["evaluations"] = {
+        entry["step"]: (entry["eval_loss"], entry["eval_rewards/margins"])
+        for entry in state["log_history"]
+        if "eval_loss" in entry and entry["step"] in ENDS_OF_ROUNDS
+    }
     found["sera/log.json"] = _metrics(json.loads(found["sera/log.json"]))
     assert "sera/round-03/rows.parquet" in found
     assert "model.safetensors" in found
     assert len(found["metrics"]) == 2
+    assert len(found["evaluations"]) == 3
     return found
 
 
 def _metrics(history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
-    """What reviews logged. The host's own entries differ: it also evaluates where a run starts."""
+    """What reviews logged. The host's own entries differ, for it evaluates where a run starts."""
     found = [
         (entry["step"], _timeless({k: v for k, v in entry.items() if k.startswith("sera/")}))
         for entry in history
@@ -278,3 +287,53 @@ def check_work(expected: Path, found: Path, kills: int = 1) -> dict[str, int]:
 def work(log: Path) -> Counter[tuple[str, str, int, int]]:
     """How often each batch and each update was done."""
     return Counter(tuple(json.loads(line)) for line in log.read_text().splitlines())
+
+
+ON_TWO_RANKS = {
+    "rank 0 is killed in its third batch of sampling": SAMPLE | {"count": 3},
+    "rank 1 gets SIGTERM in its first batch of sampling": SAMPLE
+    | {"count": 1, "rank": 1, "signal": "SIGTERM"},
+}
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(
+    config: MakeConfig, run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Changes of the config for two ranks under ZeRO-3, and the undisturbed run."""
+    changes = CONFIG | {
+        "plugins": ["cpu_ranks.CpuRanks", *CONFIG["plugins"]],
+        "gradient_accumulation_steps": 4,
+        "deepspeed": zero_config(tmp_path_factory.mktemp("zero"), 3),
+        "sera": {
+            "selection": {"keep": 0.3},
+            "bootstrap": {"fraction": 0.2, "max_new_tokens": 16},
+        },
+    }
+    path = config(drop=("saves_per_epoch",), **changes)
+    note = {"WORK_LOG": str(path.with_name("work"))}
+    run_cli("train", path, *TORCHRUN, env=RANKS | note, timeout=900)
+    return {"changes": changes, "undisturbed": path}
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("point", ON_TWO_RANKS)
+def test_two_ranks_under_zero3_go_on_with_their_review(
+    on_two_ranks: dict[str, Any],
+    config: MakeConfig,
+    run_cli: RunCli,
+    point: str,
+    record_property: Any,
+) -> None:
+    record_property("killed", f"ZeRO-3: {point}")
+    again = config(drop=("saves_per_epoch",), **on_two_ranks["changes"])
+    env = RANKS | {"WORK_LOG": str(again.with_name("work"))}
+    train = ("train", again, "--auto-resume-from-checkpoints", *TORCHRUN)
+    struck = env | {"CRASH": json.dumps(ON_TWO_RANKS[point])}
+    log = run_cli(*train, env=struck, expect_failure=True, timeout=900)
+    assert ("SIGTERM: leaving with code 75" in log) == ("SIGTERM" in point)
+    assert len(list(output_dir(again).glob("sera/work/round-02-*/shard-*"))) >= 3
+    log = run_cli(*train, env=env, timeout=900)
+    assert re.search(r"Round 2: sampling: 4 of 8 batches are reused from 1 finished", log)
+    record_property("repeated", check_work(on_two_ranks["undisturbed"], again))
+    check_results(output_dir(on_two_ranks["undisturbed"]), output_dir(again))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
-import shutil
 from dataclasses import replace
 
 import assets
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
-from conftest import SHIM, output_dir
 from peft import LoraConfig, get_peft_model
 
 from sera_plugin import generation, scoring
@@ -224,44 +220,3 @@ def test_the_reference_below_an_adapter_stays_what_it_is():
     with torch.no_grad():
         model.base_model.model.model.norm.weight.add_(1.0)
     assert base not in identities()
-
-
-def results(run):
-    names = ["margins.parquet", "rows.parquet", "bootstrapped.jsonl", "candidates.parquet"]
-    files = [run / "sera/round-02" / name for name in names]
-    files += [*run.glob("*.safetensors"), run / "sera/run.json"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
-
-
-@pytest.mark.cli
-def test_a_run_killed_while_it_samples_goes_on_from_its_shards(config, run_cli, tmp_path):
-    changes = {
-        "plugins": ["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
-        "micro_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-        "sequence_len": 64,
-        "num_epochs": 2,
-        "learning_rate": 5e-3,
-    }
-    whole = config(**changes)
-    run_cli("train", whole, "--launcher", "python", env=SHIM)
-    folder = tmp_path / "out"
-    keys = yaml.safe_load(whole.read_text()) | {"output_dir": str(folder)}
-    path = tmp_path / "config.yml"
-    path.write_text(yaml.safe_dump(keys))
-    train = ("train", path, "--launcher", "python")
-    run_cli(*train, env=SHIM | {"DIE_AT_GENERATE": "4"}, expect_failure=True)
-    assert len(list(folder.glob("sera/work/round-02-*/shard-*"))) >= 2
-    out = run_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
-    found = re.search(r"Round 2: sampling: 2 of (\d+) batches are reused from 1 finished", out)
-    assert found, out[-4000:]
-    assert int(found[1]) > 4  # the third batch is computed twice, and no other
-    for whole_pass in ("Reference log-probs", "Round 2: scoring offline pairs"):
-        found = re.search(rf"{whole_pass}: (\d+) of (\d+) batches are reused", out)
-        assert found, out[-4000:]
-        assert found[1] == found[2]
-    assert not list(folder.glob("sera/work/round-*"))
-    expected, left = results(output_dir(whole)), results(folder)
-    assert left.keys() == expected.keys()
-    assert {name for name in expected if left[name] != expected[name]} == set()
-    shutil.rmtree(folder)
