@@ -39,6 +39,7 @@ def start_or_check(trainer: Any, *, resumed: bool) -> None:
     elif trainer.accelerator.is_main_process:
         start(trainer.store, settings)
     if trainer.accelerator.is_main_process:
+        trainer.store.drop_leftovers()
         write_pairs(trainer.store.root, trainer.pairs, trainer._tokenizer)
 
 
@@ -64,7 +65,7 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
     """Whether an earlier run has equal settings, and no artifacts beside its shards."""
     if not store.root.exists():
         return False
-    names = {path.name for path in store.root.iterdir() if path.suffix != ".tmp"}
+    names = {path.name for path in store.root.iterdir() if path.name[0] != "."}
     if names - {store.work.name, PAIRS_FILE} != {"run.json"}:
         return False
     try:

@@ -152,6 +152,14 @@ class RunStore:
             for folder in self.work.glob(f"{round_label(earlier)}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def drop_leftovers(self) -> None:
+        """Delete what a kill left half-written: files and folders under temporary names."""
+        for path in self.root.glob(".*tmp*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def drop_all_work(self) -> None:
         """Delete all finished shards, at the end of a run."""
         shutil.rmtree(self.work, ignore_errors=True)

@@ -78,6 +78,15 @@ def test_shards_of_a_run_of_its_own_are_not_replaced(tmp_path: Path) -> None:
     assert (store.work / "reference-00/other").exists()
 
 
+def test_half_written_files_are_deleted_and_no_others(tmp_path: Path) -> None:
+    left = [".round-02.tmp/rows.parquet", ".policy-02.safetensors.tmp", ".tmpJsOrHJ"]
+    kept = [".round-02.replaced/rows.parquet", "round-03/rows.parquet", SHARD]
+    store = earlier_run(tmp_path, *left, *kept)
+    store.drop_leftovers()
+    assert [name for name in left + kept if (store.root / name).exists()] == kept
+    assert not (store.root / ".round-02.tmp").exists()
+
+
 CONFIG = SeraConfig()
 RUN = {
     "sera": CONFIG.model_dump(),
