@@ -239,6 +239,11 @@ ARMS: dict[str, Arm] = {
     "sr-ipo": _refined(1.0, "ipo"),
     "sr-dpo-select": _refined(KEEP, "dpo"),
     "sr-ipo-select": _refined(KEEP, "ipo"),
+    "reference-length-auto": Arm(
+        _sera(bootstrap={"sampler": "reference", "ensemble": False, "length_penalty": "auto"}),
+        tuned_as="reference",
+        note="the reference writes, length penalty auto",
+    ),
     "full-mixed": Arm(
         _sera(bootstrap={"sampler": "mixed", "ensemble": False}),
         tuned_as="reference",

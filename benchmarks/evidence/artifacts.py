@@ -15,7 +15,8 @@ from benchmarks.evidence.world import MOST_WORDS, NONE, Prompts, World, lengths
 from sera_plugin.identity import example_ids
 
 WORD = {word: number for number, word in enumerate(words.CONTENT)}
-POLICY = "policy"
+OFFLINE = "offline"
+"""How the sources of offline answers begin; others were sampled."""
 
 
 def parse_prompts(texts: Sequence[str]) -> Prompts:
@@ -113,7 +114,7 @@ def _fresh(pairs: list[dict[str, Any]], world: World) -> dict[str, float]:
         "fresh_chosen_length": float(lengths(chosen).mean()),
         "fresh_rejected_length": float(lengths(rejected).mean()),
         "fresh_rejected_offline": float(
-            np.mean([pair["rejected_source"] != POLICY for pair in pairs])
+            np.mean([pair["rejected_source"].startswith(OFFLINE) for pair in pairs])
         ),
     }
 
@@ -122,7 +123,7 @@ def _own(
     candidates: list[dict[str, Any]], asked: dict[str, tuple[int, int, int, int]], world: World
 ) -> dict[str, float | None]:
     """How well the ranking reward judges sampled answers: best against worst of each prompt."""
-    own = [row for row in candidates if row["source"] == POLICY]
+    own = [row for row in candidates if not row["source"].startswith(OFFLINE)]
     prompts = Prompts.of([asked[row["example_id"]] for row in own])
     tokens = np.full((len(own), MOST_WORDS + 1), words.IDS[words.PAD])
     for number, row in enumerate(own):
