@@ -261,6 +261,22 @@ def test_every_arm_has_the_updates_of_plain_dpo() -> None:
             assert sum(schedule.updates[:-1]) < regime.updates
 
 
+def test_the_arm_sera_is_what_is_shipped() -> None:
+    length = {"max_new_tokens": MOST_WORDS + 1}
+    for arm, changes in (
+        ("sera", {}),
+        ("sera-ipo", {}),
+        ("sera-reference", {"sampler": "reference"}),
+    ):
+        assert parse_block(ARMS[arm].sera) == parse_block({"bootstrap": length | changes})
+    paper = parse_block({"preset": "paper", "bootstrap": length})
+    assert paper is not None
+    assert parse_block(ARMS["full"].sera) == paper.model_copy(update={"preset": "default"})
+    only = parse_block(ARMS["select"].sera)
+    assert only is not None
+    assert only.bootstrap.fraction == 0
+
+
 def test_interval_by_hand() -> None:
     found = Interval.of([1.0, 2.0, 3.0])
     assert found.mean == 2

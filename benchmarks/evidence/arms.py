@@ -71,7 +71,6 @@ class Arm:
         subset: share of the pairs, drawn at random, that is trained on.
         clean: train on the pairs without flipped labels.
         tuned_as: the arm whose learning rate and β are used; empty for this one.
-        shipped: the block leaves settings at their defaults, whose change is another arm.
         note: what it shows, for the tables.
         more: other keys of the YAML.
     """
@@ -81,7 +80,6 @@ class Arm:
     subset: float = 1.0
     clean: bool = False
     tuned_as: str = ""
-    shipped: bool = False
     note: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -151,16 +149,18 @@ def _sera(
 
 SELECT = _sera(fraction=0.0)
 FULL = _sera()
-SHIPPED = {
-    "selection": {"keep": KEEP},
-    "bootstrap": {"fraction": 0.3, "max_new_tokens": MOST_WORDS + 1},
+GUARD = {
+    "enabled": True,
+    "max_drift": 0.5,
+    "max_spread": 6.0,
+    "max_length_correlation": 0.3,
+    "min_agreement": 0.6,
+    "min_accuracy": 0.5,
+    "min_prompts": 16,
 }
-"""``sera: true``, but for the length of answers; the sizes of rounds are written out."""
-
-
-def _shipped(**bootstrap: Any) -> dict[str, Any]:
-    return {**SHIPPED, "bootstrap": {**SHIPPED["bootstrap"], **bootstrap}}
-
+SHIPPED = _sera(bootstrap={"ensemble": False, "guard": GUARD})
+"""``sera: true``, written out; a test compares it with the defaults."""
+BY_REFERENCE = {"sampler": "reference", "ensemble": False}
 
 ASKS_FOR_QUALITY = {
     "chat_template": "jinja",
@@ -198,18 +198,19 @@ ARMS: dict[str, Arm] = {
     "select": Arm(SELECT, note="selection only"),
     "bootstrap": Arm(_sera(keep=1.0), note="bootstrapping only"),
     "full": Arm(FULL, note="as published"),
-    "sera": Arm(_shipped(), shipped=True, note="`sera: true`: selection, bootstrapping, guard"),
+    "sera": Arm(SHIPPED, note="`sera: true`: selection, bootstrapping, guard"),
     "reference": Arm(
-        _sera(bootstrap={"sampler": "reference", "ensemble": False}),
+        _sera(bootstrap=BY_REFERENCE),
         note="as published, but the reference writes the answers",
     ),
     "sera-reference": Arm(
-        _shipped(sampler="reference"), shipped=True, note="`sera: true`, the reference writes"
+        _sera(bootstrap={**BY_REFERENCE, "guard": GUARD}),
+        note="`sera: true`, but the reference writes the answers",
     ),
     "select-ipo": Arm(SELECT, loss="ipo", note="selection only"),
     "bootstrap-ipo": Arm(_sera(keep=1.0), loss="ipo", note="bootstrapping only"),
     "full-ipo": Arm(FULL, loss="ipo", note="as published"),
-    "sera-ipo": Arm(_shipped(), loss="ipo", shipped=True, note="`sera: true`"),
+    "sera-ipo": Arm(SHIPPED, loss="ipo", note="`sera: true`"),
     "select-no-ensemble": Arm(
         _sera(fraction=0.0, ensemble=0.0), tuned_as="select", note="selection, γ = 0"
     ),
@@ -240,7 +241,7 @@ ARMS: dict[str, Arm] = {
     "sr-dpo-select": _refined(KEEP, "dpo"),
     "sr-ipo-select": _refined(KEEP, "ipo"),
     "reference-length-auto": Arm(
-        _sera(bootstrap={"sampler": "reference", "ensemble": False, "length_penalty": "auto"}),
+        _sera(bootstrap={**BY_REFERENCE, "length_penalty": "auto"}),
         tuned_as="reference",
         note="the reference writes, length penalty auto",
     ),

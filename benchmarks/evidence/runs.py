@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.evidence import pairs, policy, runner, vocabulary
 from benchmarks.evidence.arms import ARMS, REGIMES, Regime
 from benchmarks.evidence.world import World, Writer
-from sera_plugin.config import parse_block
 
 TUNING_SEEDS = (100,)
 UNTUNED = 1
@@ -103,9 +102,6 @@ class Run:
     def _arm_key(self) -> dict[str, Any]:
         arm = ARMS[self.arm]
         changes = arm.config(REGIMES[self.regime], self.rate, self.beta, self.seed)
-        if arm.shipped:
-            block = parse_block(arm.sera)
-            changes["sera"] = block.model_dump() if block else None
         return changes | {"subset": arm.subset, "clean": False}
 
 
