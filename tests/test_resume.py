@@ -37,6 +37,7 @@ def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, run_cli: Run
     path = config(
         plugins=["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
         saves_per_epoch=4,
+        save_total_limit=12,
         num_epochs=3,
         learning_rate=5e-3,
         **CASES[request.param],
