@@ -5,6 +5,7 @@ Data flows one way; read the modules in this order:
 =================== ==============================================================
 ``config``         the ``sera:`` block as frozen pydantic models, errors as one sentence
 ``checks``         what the host's config and the dataset must look like
+``method_checks``  what rule, judge and refinement need of it
 ``schedule``       sizes of rounds, optimizer updates, position of a global step
 ``identity``       example ids (content hashes) and seeds of every random choice
 ``offline``        the pairs D: ids, lengths, completions to score
@@ -30,6 +31,9 @@ Data flows one way; read the modules in this order:
 ``transformers_engine`` answers by ``generate``, with one pass over each prompt
 ``generation``     candidates sampled from a model (torch, collectives)
 ``placement``      where a separate reference model is while nothing needs it
+``judging``        the user's own judge of answers, dealt to all ranks
+``reward_model``   a sequence classifier as such a judge
+``auxiliary``      the auxiliary policy of LossDiff
 ``policies``       reference, and snapshots of earlier policies
 ``samples``        who wrote the sampled answers, and what they show
 ``bootstrapping``  sampling, scoring and pairing of fresh answers

@@ -78,6 +78,7 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
                 "reference_logp": candidate.reference_logp,
                 "log_ratio": candidate.log_ratio,
                 "reward": candidate.reward(beta, review.bootstrapped.penalty),
+                "judge_score": candidate.verdict.score if candidate.verdict else None,
                 "in_round": pool.example_id in used,
             }
 

@@ -13,6 +13,7 @@ from sera_plugin.config import SeraConfig
 from sera_plugin.generation import Sampler
 from sera_plugin.guard import Decision, decide, measure
 from sera_plugin.identity import permutation
+from sera_plugin.judging import Court
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import (
     Candidate,
@@ -82,6 +83,7 @@ class Bootstrapper:
         policies: the models.
         seed: the run's seed.
         beta: β of the loss.
+        court: the user's own judge, or None.
     """
 
     config: SeraConfig
@@ -91,6 +93,7 @@ class Bootstrapper:
     policies: Policies
     seed: int
     beta: float
+    court: Court | None = None
 
     def run(
         self,
@@ -125,13 +128,18 @@ class Bootstrapper:
             for p in prompts
         )
         settings = self.config.bootstrap
+        guard = settings.guard
+        if self.court is not None:
+            pools = self.court.pools(pools, prompts, label)
+            # The guard asks whether the implicit reward can be trusted, which then ranks nothing.
+            guard = guard.model_copy(update={"enabled": False}) if self.court.replaces else guard
         penalty = settings.length_penalty
         if penalty == "auto":
             penalty = balanced_penalty(pools, self.beta)
         pairs, short = bootstrap(pools, self.beta, penalty)
         answers = for_the_guard(written, fresh, self.beta, penalty)
         margins = np.concatenate([r.chosen - r.rejected for r in held_out] or [np.zeros(0)])
-        decision = decide(measure(answers, margins, past.first_spread), settings.guard)
+        decision = decide(measure(answers, margins, past.first_spread), guard)
         kept = tuple(keep_top(pairs, decision.limit(size.bootstrapped)))
         left_out = min(len(pairs), size.bootstrapped) - len(kept)
         done = Bootstrapped(pools, kept, penalty, short, without_room, samples, decision, left_out)

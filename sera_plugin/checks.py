@@ -11,12 +11,8 @@ from typing import Any
 import yaml
 from datasets import Dataset, IterableDataset
 
-from sera_plugin.choosing import rule_of
 from sera_plugin.config import SeraConfig, SeraConfigError
-from sera_plugin.external import missing_columns
-from sera_plugin.quality import quality_text
-from sera_plugin.refinement import LOSSES
-from sera_plugin.rules import RuleError
+from sera_plugin.method_checks import check_methods, check_scores, in_yaml, rl_of
 from sera_plugin.schedule import Batching, Schedule, plan
 
 TRAINER = "sera_plugin.trainer.SeRATrainer"
@@ -45,14 +41,6 @@ def _above_one(value: Any) -> bool:
     return isinstance(value, int) and value > 1
 
 
-def _yaml(value: Any) -> str:
-    """``value`` as a user would write it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    plain = value if isinstance(value, str) else repr(value)
-    return plain if len(plain) <= 80 else plain[:77] + "..."
-
-
 def check_host_config(cfg: Any, config: SeraConfig) -> None:
     """Check the keys around the ``sera:`` block, before anything is loaded.
 
@@ -61,7 +49,9 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     """
     rl = rl_of(cfg)
     if rl not in ("dpo", "ipo"):
-        raise SeraConfigError(f"rl: {_yaml(rl)} can't be used with sera; allowed are dpo and ipo.")
+        raise SeraConfigError(
+            f"rl: {in_yaml(rl)} can't be used with sera; allowed are dpo and ipo."
+        )
     trainer_cls = cfg.get("trainer_cls")
     if trainer_cls not in (None, TRAINER):
         raise SeraConfigError(
@@ -72,7 +62,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         value = cfg.get(key)
         if value is not None and in_the_way(value):
             raise SeraConfigError(
-                f"{key}: {_yaml(value)} can't be used with sera because {why}; remove the key."
+                f"{key}: {in_yaml(value)} can't be used with sera because {why}; remove the key."
             )
     if cfg.get("precompute_ref_log_probs") is False:
         raise SeraConfigError(
@@ -82,7 +72,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     for key in ("resume_from_checkpoint", "auto_resume_from_checkpoints"):
         if cfg.get("save_only_model") and cfg.get(key):
             raise SeraConfigError(
-                f"save_only_model: true can't be used with {key}: {_yaml(cfg.get(key))}, because "
+                f"save_only_model: true can't be used with {key}: {in_yaml(cfg.get(key))}, because "
                 "its checkpoints don't hold the optimizer's state that a run goes on from; remove "
                 "one of the two."
             )
@@ -93,34 +83,13 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
-    try:
-        rule_of(config.selection)
-    except RuleError as error:
-        raise SeraConfigError(str(error)) from error
-    if config.refinement is not None:
-        quality_text(config.refinement.prompt)
-        _check_loss(cfg)
-
-
-def _check_loss(cfg: Any) -> None:
-    kinds = cfg.get("dpo_loss_type") or ["sigmoid"]
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    if rl_of(cfg) == "dpo" and kinds not in ([loss] for loss in LOSSES):
-        raise SeraConfigError(
-            f"dpo_loss_type: {_yaml(kinds)} can't be used with sera.refine, which is defined for "
-            "sigmoid (the default) and ipo alone."
-        )
-
-
-def rl_of(cfg: Any) -> Any:
-    """The host's ``rl:`` value as a word."""
-    return getattr(cfg.get("rl"), "value", cfg.get("rl"))
+    check_methods(cfg, config)
 
 
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
     epochs = cfg.get("num_epochs", 1)
     epochs = 1 if epochs is None else epochs
-    shown = repr(epochs) if isinstance(epochs, str) else _yaml(epochs)
+    shown = repr(epochs) if isinstance(epochs, str) else in_yaml(epochs)
     if not config.reviews and (not _whole(epochs) or epochs < 1):
         raise SeraConfigError(
             f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
@@ -135,7 +104,7 @@ def _check_rounds(cfg: Any, config: SeraConfig) -> None:
     max_steps = cfg.get("max_steps")
     if max_steps is not None and (not _whole(max_steps) or max_steps < 1):
         raise SeraConfigError(
-            f"max_steps: {_yaml(max_steps)} is not allowed; it must be a whole number from 1, or "
+            f"max_steps: {in_yaml(max_steps)} is not allowed; it must be a whole number from 1, or "
             "absent."
         )
 
@@ -147,16 +116,6 @@ def _check_keeps(config: SeraConfig, rounds: int) -> None:
             f"sera.selection.keep: {keep} has {len(keep)} entries for "
             f"{rounds - config.warmup_rounds} reviewed rounds (num_epochs − sera.warmup_rounds); "
             "write at most one for each."
-        )
-
-
-def _check_external(config: SeraConfig, names: list[str]) -> None:
-    if config.selection.rule != "external":
-        return
-    for key, column in missing_columns(config.selection.external, names):
-        raise SeraConfigError(
-            f"sera.selection.external.{key}: {column} is no column of the training pairs, which "
-            f"have {', '.join(names)}; name the column that holds the scores."
         )
 
 
@@ -244,7 +203,7 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
             f"datasets: {pairs} pairs are fewer than one batch of {batch} (micro_batch_size × "
             "gradient_accumulation_steps × processes); use a smaller batch or more pairs."
         )
-    _check_external(config, dataset.column_names)
+    check_scores(config, dataset.column_names)
     keep = max(config.selection.planned)
     if keep > pairs:
         raise SeraConfigError(
@@ -255,7 +214,7 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
         plan_of(cfg, config, pairs)
     except ValueError as error:
         raise SeraConfigError(
-            f"dataloader_drop_last: {_yaml(cfg.dataloader_drop_last)} can't be used here because "
+            f"dataloader_drop_last: {in_yaml(cfg.dataloader_drop_last)} can't be used here because "
             f"{error}; use a smaller batch or more pairs, or remove the key."
         ) from None
 

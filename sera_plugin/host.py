@@ -10,12 +10,14 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
   ``_compute_loss``, ``_metrics``, ``_set_signature_columns_if_needed``, and the helpers of
   ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
+* ``transformers.integrations.deepspeed.unset_hf_deepspeed_config`` and the variable it clears
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +33,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
+from transformers.integrations import deepspeed as _deepspeed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
@@ -50,6 +53,7 @@ __all__ = [
     "selective_log_softmax",
     "tokenized",
     "use_adapter",
+    "whole_models",
 ]
 
 
@@ -136,6 +140,17 @@ def logps_of_batch(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tens
     return torch.stack(sums.chunk(2), dim=1).cpu()
 
 
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """Models that are loaded inside have whole weights on every rank, also under ZeRO-3."""
+    config = _deepspeed._hf_deepspeed_config_weak_ref
+    _deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        _deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
@@ -147,6 +162,8 @@ class RoundTrainer(AxolotlDPOTrainer):
     refiner: Refining | None = None
 
     schedule: Schedule
+    _metrics: Any
+    _total_train_tokens: Any
     notes_logps = False
     """Whether ``note_logps`` is called."""
 
@@ -215,6 +232,14 @@ class RoundTrainer(AxolotlDPOTrainer):
         super()._save_checkpoint(*args, **kwargs)
         self._saved_step = self.state.global_step
         self.checkpoint_saved()
+
+    def loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The host's loss of a collated batch, a scalar; its running averages stay as they are."""
+        kept = copy.deepcopy(self._metrics), self._total_train_tokens
+        try:
+            return self.compute_loss(model, self._prepare_inputs(inputs))
+        finally:
+            self._metrics, self._total_train_tokens = kept
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         self.schedule = self.plan(self.batching)

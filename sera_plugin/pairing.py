@@ -33,6 +33,21 @@ class Shortfall(StrEnum):
     EQUAL_REWARDS = "equal_rewards"
     TRUNCATED = "truncated"
     NOT_NEW = "not_new"
+    DISAGREE = "disagree"
+    UNJUDGED = "unjudged"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of an answer.
+
+    Attributes:
+        score: the larger the better; None where it has no opinion.
+        replaces: whether the score ranks in place of the implicit reward, or must agree with it.
+    """
+
+    score: float | None
+    replaces: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Candidate:
         log_ratio: log πθ(y|x) − log πref(y|x), nats.
         policy_logp: log πθ(y|x), nats.
         reference_logp: log πref(y|x), nats.
+        verdict: what the user's own judge says; None without a judge.
     """
 
     token_ids: tuple[int, ...]
@@ -54,10 +70,14 @@ class Candidate:
     log_ratio: float
     policy_logp: float
     reference_logp: float
+    verdict: Verdict | None = None
 
     def reward(self, beta: float, penalty: float) -> float:
-        """r − α·|y|."""
-        return beta * self.log_ratio - penalty * len(self.token_ids)
+        """r − α·|y|, where r is β·log πθ/πref, or the judge's score if that replaces it."""
+        own = beta * self.log_ratio
+        if self.verdict is not None and self.verdict.replaces and self.verdict.score is not None:
+            own = self.verdict.score
+        return own - penalty * len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,7 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> FreshPair | S
 
     An answer that was cut is never chosen. A pair needs at least one sampled answer. Equal
     rewards break by token ids, so the result does not depend on the order of the candidates.
+    A judge whose score doesn't replace the reward must rank the two answers alike.
 
     Args:
         pool: the candidates of one prompt.
@@ -111,6 +132,12 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> FreshPair | S
         return Shortfall.TRUNCATED if ranked[0] is not best else Shortfall.EQUAL_REWARDS
     if not (best.source.sampled or worst.source.sampled):
         return Shortfall.NOT_NEW
+    if best.verdict is not None and worst.verdict is not None:
+        scores = best.verdict.score, worst.verdict.score
+        if scores[0] is None or scores[1] is None:
+            return Shortfall.UNJUDGED
+        if not scores[0] > scores[1] and not best.verdict.replaces:
+            return Shortfall.DISAGREE
     return FreshPair(pool.example_id, best, worst, margin, pool)
 
 
@@ -144,7 +171,7 @@ def balanced_penalty(pools: Sequence[Pool], beta: float, steps: int = 60) -> flo
     """
     pools = [pool for pool in pools if pool.candidates]
     spread = [
-        abs(beta * (a.log_ratio - b.log_ratio))
+        abs(a.reward(beta, 0.0) - b.reward(beta, 0.0))
         for pool in pools
         for a, b in [_extremes(pool, beta, 0.0)]
     ]

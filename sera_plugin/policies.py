@@ -73,6 +73,10 @@ class Snapshot:
         finally:
             self._write(parameters, current)
 
+    def put_back(self, model: torch.nn.Module) -> None:
+        """Give the model the snapshot's weights."""
+        self._write(dict(model.named_parameters()), self.weights)
+
     @staticmethod
     @torch.no_grad()
     def _write(

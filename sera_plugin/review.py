@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sera_plugin.auxiliary import Auxiliary
 from sera_plugin.bootstrapping import Bootstrapped, Bootstrapper, Past
 from sera_plugin.choosing import Choice, History, choose
 from sera_plugin.config import SeraConfig
@@ -52,6 +53,7 @@ class Reviewer:
         bootstrapper: makes new pairs.
         seed: the run's seed.
         external: margins that the dataset carries, shape (n,), or None.
+        auxiliary: the auxiliary policy's view of D, for LossDiff.
     """
 
     config: SeraConfig
@@ -62,6 +64,7 @@ class Reviewer:
     bootstrapper: Bootstrapper
     seed: int
     external: np.ndarray | None = None
+    auxiliary: Auxiliary | None = None
 
     def review(
         self,
@@ -170,6 +173,7 @@ class Reviewer:
             size.kept,
             self.config.selection,
             external=self.external,
+            loss_difference=self._loss_difference(policy, reference),
             round_number=size.number,
             seed=self.seed,
         )
@@ -178,6 +182,11 @@ class Reviewer:
             *(choice.kept, choice.scores, choice.flipped, measured_in),
         )
         return table, choice, history, phase
+
+    def _loss_difference(self, policy: PairLogps, reference: PairLogps) -> np.ndarray | None:
+        if self.auxiliary is None:
+            return None
+        return self.auxiliary.difference(policy, reference, self.pairs)
 
 
 def _aligned_margins(previous: ReviewTable | None, ids: tuple[str, ...]) -> np.ndarray | None:

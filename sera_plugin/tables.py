@@ -106,6 +106,7 @@ CANDIDATES = pa.schema(
         ("reference_logp", pa.float64()),
         ("log_ratio", pa.float64()),
         ("reward", pa.float64()),
+        ("judge_score", pa.float64()),
         ("in_round", pa.bool_()),
     ]
 )

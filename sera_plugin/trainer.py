@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines
+from sera_plugin.auxiliary import auxiliary_of
 from sera_plugin.bootstrapping import Bootstrapper, Past
 from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
@@ -30,6 +32,7 @@ from sera_plugin.records import write_log
 from sera_plugin.refiner import Refiner, refiner_of
 from sera_plugin.resuming import complete_summaries, last_review, start_or_check
 from sera_plugin.review import Review, Reviewer
+from sera_plugin.reward_model import court_of
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
@@ -63,10 +66,7 @@ class SeRATrainer(RecordingTrainer):
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
         self.table: ReviewTable | None = None
         self.history: History | None = None
-        rule = self.sera.selection
-        self.external = (
-            external_margins(self.train_dataset, rule.external) if rule.rule == "external" else None
-        )
+        self.external = external_margins(self.train_dataset, self.sera.selection)
         self.stop = StopOnSignal(self.accelerator)
         self.add_callback(self.stop)
         self.policy_snapshot: Snapshot | None = None
@@ -120,6 +120,7 @@ class SeRATrainer(RecordingTrainer):
             policies=self.policies,
             seed=self.args.seed,
             beta=self.beta,
+            court=court_of(self),
         )
         seed, judged = self.args.seed, self.external
         self.reviewer = Reviewer(
@@ -136,6 +137,10 @@ class SeRATrainer(RecordingTrainer):
         if epochs_done < self.schedule.last_round:
             self.start_recording(checkpoint)
         self._score_held_out_reference()
+        ahead = epochs_done < self.schedule.last_round
+        if ahead and self.sera.selection.rule == "lossdiff_irm":
+            auxiliary = auxiliary_of(self, model, resumed=bool(epochs_done or updates_done))
+            self.reviewer = replace(self.reviewer, auxiliary=auxiliary)
 
     def _score_reference(self) -> None:
         self.reference, _ = self.reviewer.score_offline(

@@ -81,6 +81,8 @@ def test_defaults():
             "length_penalty": 0.0,
             "ensemble": False,
             "gather": "auto",
+            "judge": "implicit",
+            "judge_mode": "replace",
             "guard": {
                 "enabled": True,
                 "max_drift": 0.5,

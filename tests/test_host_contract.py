@@ -91,7 +91,7 @@ def test_every_symbol_of_the_docstring_has_a_test():
 def test_round_trainer_overrides_methods_that_exist():
     ours = {"plan", "open_run", "round_dataset", "close_round", "with_reference", "batching"}
     ours |= {"log_metrics_of_round", "ensure_checkpoint", "checkpoint_saved", "close_run"}
-    ours |= {"_write_true_rewards", "note_logps", "before_checkpoint"}
+    ours |= {"_write_true_rewards", "note_logps", "before_checkpoint", "loss_of"}
     own = {
         name
         for name, member in vars(host.RoundTrainer).items()
@@ -711,3 +711,25 @@ def test_tokens_without_a_trainer():
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "self"
     }
     assert used <= {"_tokenizer"}, "look at host.tokenized, which sets no other attribute"
+
+
+def test_models_can_be_loaded_whole_beside_zero3():
+    from transformers.integrations import deepspeed
+
+    config = deepspeed.HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    with host.whole_models():
+        assert not deepspeed.is_deepspeed_zero3_enabled(), (
+            "transformers no longer asks _hf_deepspeed_config_weak_ref; look at host.whole_models"
+        )
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    assert config.is_zero3()
+    deepspeed.unset_hf_deepspeed_config()
+
+
+def test_the_loss_of_a_batch_leaves_the_running_averages_alone():
+    text = inspect.getsource(trl.DPOTrainer._compute_loss)
+    touched = set(re.findall(r"self\.(_\w+)(?:\[mode\]\[[^]]+\])?(?:\.append\(| [+]?= )", text))
+    assert touched == {"_metrics", "_total_train_tokens"}, (
+        f"DPOTrainer._compute_loss changes {touched}; look at RoundTrainer.loss_of"
+    )

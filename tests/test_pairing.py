@@ -162,6 +162,8 @@ def test_bootstrap_counts_reasons():
         Shortfall.EQUAL_REWARDS: 0,
         Shortfall.TRUNCATED: 0,
         Shortfall.NOT_NEW: 1,
+        Shortfall.DISAGREE: 0,
+        Shortfall.UNJUDGED: 0,
     }
 
 

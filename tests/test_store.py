@@ -190,6 +190,7 @@ def test_every_answer_that_competed_reads_back_equal(tmp_path):
             "reference_logp": -0.1,
             "log_ratio": -1.15,
             "reward": float("-inf"),
+            "judge_score": None,
             "in_round": True,
         },
         {
@@ -201,6 +202,7 @@ def test_every_answer_that_competed_reads_back_equal(tmp_path):
             "reference_logp": 0.0,
             "log_ratio": 0.0,
             "reward": 0.5,
+            "judge_score": 0.5,
             "in_round": False,
         },
     ]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from sera_plugin.config.fields import Block, Count, Float, Int
 from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
+
+IMPLICIT = "implicit"
+
+
+def is_function(judge: str) -> bool:
+    """Whether ``sera.bootstrap.judge`` names a function, not a model."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", judge) is not None
 
 
 class BootstrapConfig(Block):
@@ -63,6 +71,19 @@ class BootstrapConfig(Block):
         "`auto` does so where they take at most 60% of the free memory.",
     )
 
+    judge: Annotated[str, Field(min_length=1, max_length=500)] = Field(
+        default=IMPLICIT,
+        json_schema_extra={
+            "allowed": "implicit, package.module:function, or the path of a reward model"
+        },
+        description="Who ranks the answers: the implicit reward, a function of your own, or a "
+        "sequence-classification model.",
+    )
+    judge_mode: Literal["replace", "agree"] = Field(
+        default="replace",
+        description="`replace`: the judge's scores rank the answers; `agree`: the implicit reward "
+        "ranks them, and only pairs that the judge orders alike are kept.",
+    )
     guard: Annotated[GuardConfig, BeforeValidator(block_or_switch)] = Field(
         default_factory=GuardConfig,
         json_schema_extra=also_a_switch,
