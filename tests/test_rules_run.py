@@ -29,7 +29,7 @@ RULES: dict[str, dict[str, Any]] = {
     "external": {"rule": "external", "external": {**JUDGED, "mode": "only"}},
     "fused": {"rule": "external", "external": JUDGED},
     "own": {"rule": "users_rule:shortest"},
-    "flip": {"on_negative": "flip", "negative_reviews": 1, "negative_deviations": 0.5, "keep": 1.0},
+    "flip": {"on_negative": "flip", "negative_reviews": 1, "negative_deviations": 0, "keep": 1.0},
 }
 OWN = """
 import numpy as np
@@ -52,6 +52,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.save_model(tmp_path_factory.mktemp("rules") / "model", "llama", texts)
 
 
+def _with_wrong_labels(path: Path) -> Path:
+    """The data with the answers of every third pair swapped, so that some margins are negative."""
+    rows = [json.loads(line) for line in DATA.open(encoding="utf-8")]
+    for row in rows[::3]:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return assets.write_jsonl(path, rows)
+
+
 def run(
     selection: dict[str, Any],
     bootstrap: dict[str, Any],
@@ -61,8 +69,9 @@ def run(
     folder: Path,
 ) -> tuple[Path, str]:
     (folder / "users_rule.py").write_text(OWN)
+    swapped = selection.get("on_negative") == "flip"
     entry = {
-        "path": str(DATA),
+        "path": str(_with_wrong_labels(folder / "wrong.jsonl") if swapped else DATA),
         "ds_type": "json",
         "split": "train[:80]",
         "type": "chat_template.default",
@@ -75,8 +84,7 @@ def run(
         sequence_len=512,
         val_set_size=0.2,
         num_epochs=2,
-        # So little that some margins stay negative.
-        learning_rate=1e-6 if selection.get("on_negative") == "flip" else 1e-3,
+        learning_rate=1e-5 if swapped else 1e-3,
         eval_strategy="no",
         save_strategy="no",
         sera={"selection": selection, "bootstrap": bootstrap},
