@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sera_plugin.config import ExternalConfig, SelectionConfig
+from sera_plugin.config import ExternalConfig
 
 
 def missing_columns(settings: ExternalConfig, names: list[str]) -> list[tuple[str, str]]:
@@ -16,16 +16,13 @@ def missing_columns(settings: ExternalConfig, names: list[str]) -> list[tuple[st
     return [(key, column) for key, column in wanted.items() if column not in names]
 
 
-def external_margins(dataset: Dataset, selection: SelectionConfig) -> np.ndarray | None:
+def external_margins(dataset: Dataset, settings: ExternalConfig) -> np.ndarray:
     """Score of chosen minus score of rejected for every row, float64, shape (n,), NaN where none.
 
     Args:
         dataset: the pairs with their original columns.
-        selection: which columns hold the scores; None is returned if its rule needs none.
+        settings: which columns hold the scores.
     """
-    if selection.rule != "external":
-        return None
-    settings = selection.external
     if settings.margin:
         return _numbers(dataset, settings.margin)
     chosen, rejected = (_numbers(dataset, column) for column in _scores(settings).values())

@@ -71,8 +71,8 @@ def _check_lossdiff(cfg: Any, config: SeraConfig) -> None:
     for name in ("deepspeed", "fsdp", "fsdp_config", "fp16"):
         if cfg.get(name):
             raise SeraConfigError(
-                f"{name}: {in_yaml(cfg.get(name))} can't be used with {key}, whose auxiliary policy "
-                "is aligned with an optimizer of its own; allowed are one process or DDP, in bf16 "
+                f"{name}: {in_yaml(cfg.get(name))} can't be used with {key}, whose auxiliary "
+                "policy is aligned with an optimizer of its own; allowed are one process or DDP, in bf16 "
                 "or fp32."
             )
 

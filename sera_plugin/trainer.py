@@ -66,7 +66,10 @@ class SeRATrainer(RecordingTrainer):
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
         self.table: ReviewTable | None = None
         self.history: History | None = None
-        self.external = external_margins(self.train_dataset, self.sera.selection)
+        rule = self.sera.selection
+        self.external = (
+            external_margins(self.train_dataset, rule.external) if rule.rule == "external" else None
+        )
         self.stop = StopOnSignal(self.accelerator)
         self.add_callback(self.stop)
         self.policy_snapshot: Snapshot | None = None
