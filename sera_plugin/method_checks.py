@@ -72,8 +72,8 @@ def _check_lossdiff(cfg: Any, config: SeraConfig) -> None:
         if cfg.get(name):
             raise SeraConfigError(
                 f"{name}: {in_yaml(cfg.get(name))} can't be used with {key}, whose auxiliary "
-                "policy is aligned with an optimizer of its own; allowed are one process or DDP, in "
-                "bf16 or fp32."
+                "policy has an optimizer of its own; allowed are one process or DDP, in bf16 or "
+                "fp32."
             )
 
 
