@@ -50,7 +50,7 @@ def _plain(value: Any, path: str = "sera", levels: int = 3) -> Any:
 
 def _show(value: Any, limit: int = 80) -> str:
     try:
-        text = ascii(value) if isinstance(value, str) else repr(value)
+        text = ascii(value)
     except (ValueError, RecursionError):  # more digits or levels than Python writes out
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
