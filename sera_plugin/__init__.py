@@ -24,6 +24,7 @@ Data flows one way; read the modules in this order:
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``fitting``        batches that fit the memory
 ``completion_logps`` log-probs of answer tokens, found at the model's head
+``finite``         whether the weights still are numbers (torch, collectives)
 ``scoring``        log-probs of completions under a model (torch, collectives)
 ``sampling``       settings of sampling, from config, tokenizer and data
 ``recording``      log-probs of D that training steps find on the way (collectives)
@@ -47,6 +48,7 @@ Data flows one way; read the modules in this order:
 ``estimate``       that cost for the run at hand, logged before round 1
 ``files``          files that appear whole, checksums
 ``tables``         a reviewed round as files, and back
+``evaluation``     evaluation pairs and their reference log-probs
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``records``        the texts of D and the host's log, for reports and exports
 ``showcase``       a table of fresh pairs for Weights & Biases or Trackio

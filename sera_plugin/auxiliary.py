@@ -146,7 +146,7 @@ def _shards(trainer: Any) -> Shards | None:
     if not trainer.accelerator.is_main_process:
         return None
     args = trainer.args
-    held_out = [i for pairs in trainer.held_out.values() for i in pairs.ids]
+    held_out = [i for pairs in trainer.held_out.pairs.values() for i in pairs.ids]
     return Shards.of(
         origin,
         {
@@ -166,10 +166,10 @@ def _shards(trainer: Any) -> Shards | None:
 
 def _evaluation_pairs(trainer: Any) -> Dataset:
     parts = [
-        with_reference_columns(pairs.dataset, trainer.held_out_reference[name]).select_columns(
+        with_reference_columns(pairs.dataset, trainer.held_out.reference[name]).select_columns(
             COLUMNS
         )
-        for name, pairs in trainer.held_out.items()
+        for name, pairs in trainer.held_out.pairs.items()
     ]
     return concatenate_datasets(parts)
 

@@ -32,6 +32,7 @@ from sera_plugin.samples import Rollouts, SampleStats, Written, by_answer, for_t
 from sera_plugin.schedule import RoundSize, share_of
 from sera_plugin.scores import PairLogps, ensemble
 from sera_plugin.scoring import Answers, Phase, Scorer, phase_of
+from sera_plugin.selection import check_numbers
 from sera_plugin.shards import round_label
 from sera_plugin.tables import ReviewTable
 
@@ -117,8 +118,8 @@ class Bootstrapper:
         prompts, without_room = self._prompts(size.number)
         label = round_label(size.number)
         written, generation = self._sample(prompts, size.number, label)
-        fresh, scoring = self._score_rollouts(prompts, written, label)
-        samples = SampleStats.of(written, fresh)
+        fresh, scoring, bad = self._score_rollouts(prompts, written, label)
+        samples = SampleStats.of(written, fresh, bad)
         if past.policy is not None:
             fresh, more = self._mix_previous(prompts, fresh, past.policy, label)
             scoring += more
@@ -138,7 +139,9 @@ class Bootstrapper:
             penalty = balanced_penalty(pools, self.beta)
         pairs, short = bootstrap(pools, self.beta, penalty)
         answers = for_the_guard(written, fresh, self.beta, penalty)
-        margins = np.concatenate([r.chosen - r.rejected for r in held_out] or [np.zeros(0)])
+        margins = np.concatenate(
+            [(r.chosen - r.rejected)[r.finite] for r in held_out] or [np.zeros(0)]
+        )
         decision = decide(measure(answers, margins, past.first_spread), guard)
         kept = tuple(keep_top(pairs, decision.limit(size.bootstrapped)))
         left_out = min(len(pairs), size.bootstrapped) - len(kept)
@@ -184,7 +187,8 @@ class Bootstrapper:
 
     def _score_rollouts(
         self, prompts: list[Prompt], written: Written, label: str
-    ) -> tuple[dict[str, list[Candidate]], Phase]:
+    ) -> tuple[dict[str, list[Candidate]], Phase, int]:
+        """Candidates of every prompt, the phase, and how many answers were set aside."""
         start = time.perf_counter()
         flat = [
             (prompt, answer, writer)
@@ -199,10 +203,11 @@ class Bootstrapper:
         origin = self.policies.reference_origin(label)
         with self.policies.reference() as forward:
             reference = self.scorer.logps(forward, answers, "Reference of sampled answers", origin)
+        finite = np.isfinite(policy.logps) & np.isfinite(reference.logps)
+        bad = check_numbers(finite, self.config.max_set_aside, label, "sampled answers")
         found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
-        for (prompt, answer, writer), p, r in zip(flat, policy.logps, reference.logps, strict=True):
-            if not np.isfinite(p - r):
-                continue
+        for row in np.flatnonzero(finite):
+            (prompt, answer, writer), p, r = flat[row], policy.logps[row], reference.logps[row]
             found[prompt.example_id].append(
                 Candidate(
                     answer.token_ids,
@@ -214,7 +219,8 @@ class Bootstrapper:
                 )
             )
         phase = phase_of(start, policy)
-        return found, replace(phase, tokens=2 * phase.tokens, padded_tokens=2 * phase.padded_tokens)
+        both = replace(phase, tokens=2 * phase.tokens, padded_tokens=2 * phase.padded_tokens)
+        return found, both, bad
 
     def _mix_previous(
         self,
@@ -223,7 +229,7 @@ class Bootstrapper:
         snapshot: Snapshot,
         label: str,
     ) -> tuple[dict[str, list[Candidate]], Phase]:
-        """(1−γ)·log-ratio now + γ·log-ratio under the previous review's policy."""
+        """(1−γ)·log-ratio now + γ·log-ratio under the previous review's policy, if finite."""
         start = time.perf_counter()
         rows = [(p, c) for p in prompts for c in fresh[p.example_id]]
         answers = Answers([(prompt.token_ids, c.token_ids) for prompt, c in rows])
@@ -231,11 +237,11 @@ class Bootstrapper:
         with self.policies.earlier(snapshot) as forward:
             done = self.scorer.logps(forward, answers, "Previous policy on sampled answers", origin)
         mixed: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
-        weight = self.config.ensemble
-        for (prompt, candidate), logp in zip(rows, done.logps, strict=True):
-            before = float(logp) - candidate.reference_logp
-            ratio = (1 - weight) * candidate.log_ratio + weight * before
-            mixed[prompt.example_id].append(replace(candidate, log_ratio=ratio))
+        now = np.array([candidate.log_ratio for _, candidate in rows])
+        before = done.logps - np.array([candidate.reference_logp for _, candidate in rows])
+        ratios = ensemble(now, before, self.config.ensemble)
+        for (prompt, candidate), ratio in zip(rows, ratios, strict=True):
+            mixed[prompt.example_id].append(replace(candidate, log_ratio=float(ratio)))
         return mixed, phase_of(start, done)
 
     def _offline_candidates(
@@ -264,6 +270,7 @@ class Bootstrapper:
             example_id: tuple(
                 Candidate(tuple(row[name]), source, True, float(r[i]), float(p[i]), float(q[i]))
                 for source, name, r, p, q in sides
+                if np.isfinite(r[i])
             )
             for i, (example_id, row) in enumerate(zip(ids, rows, strict=True))
         }

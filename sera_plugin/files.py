@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +86,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a file and delete it again, in ``folder`` or where it would be made; no folder is made.
+
+    Raises:
+        OSError: if that fails, or if there is a file where a folder is needed.
+    """
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+    with tempfile.TemporaryFile(dir=nearest) as file:
+        file.write(b"\0")
+        file.flush()
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:

@@ -42,7 +42,7 @@ def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] 
         if id(tensor) in excluded:
             continue
         digest.update(name.encode())
-        for piece in _pieces(tensor):
+        for piece in pieces_of(tensor):
             digest.update(f"\0{piece.dtype}{tuple(piece.shape)}\0".encode())
             digest.update(content_of(piece))
     shares = dict.fromkeys(gather_object([digest.hexdigest()]))
@@ -88,18 +88,18 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}", buffer
 
 
-def _pieces(tensor: Any) -> Iterator[torch.Tensor]:
+def pieces_of(tensor: Any) -> Iterator[torch.Tensor]:
     """The plain tensors that this rank holds of a weight."""
     if hasattr(tensor, "ds_tensor"):  # ZeRO-3
-        yield from _pieces(tensor.ds_tensor)
+        yield from pieces_of(tensor.ds_tensor)
         return
     if isinstance(tensor, DTensor):  # FSDP2
-        yield from _pieces(tensor.to_local())
+        yield from pieces_of(tensor.to_local())
         return
     if hasattr(tensor, "__tensor_flatten__"):  # quantized weights of torchao
         for part in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
             if isinstance(part, torch.Tensor):
-                yield from _pieces(part)
+                yield from pieces_of(part)
         return
     yield tensor
     quantized = getattr(tensor, "quant_state", None)  # bitsandbytes

@@ -155,8 +155,8 @@ class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
     A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round``,
-    ``close_run``, ``checkpoint_saved`` and ``with_reference``; ``refiner`` if its batches hold
-    ``REFINEMENT``; and ``note_logps`` and ``before_checkpoint`` if it needs them.
+    ``close_run``, ``before_saving``, ``checkpoint_saved`` and ``with_reference``; ``refiner`` if
+    its batches hold ``REFINEMENT``; and ``note_logps`` and ``before_checkpoint`` if it needs them.
     """
 
     refiner: Refining | None = None
@@ -227,6 +227,7 @@ class RoundTrainer(AxolotlDPOTrainer):
             self._save_checkpoint(self.model, trial=None)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.before_saving()
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.before_checkpoint(Path(self.args.output_dir) / name)
         super()._save_checkpoint(*args, **kwargs)
@@ -240,6 +241,10 @@ class RoundTrainer(AxolotlDPOTrainer):
             return self.compute_loss(model, self._prepare_inputs(inputs))
         finally:
             self._metrics, self._total_train_tokens = kept
+
+    def before_saving(self) -> None:
+        """Called on every rank before a checkpoint is written; what it raises prevents that."""
+        raise NotImplementedError
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         self.schedule = self.plan(self.batching)

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sera_plugin.logs import logger
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.review import Review
 from sera_plugin.scores import PairLogps
@@ -17,12 +18,17 @@ from sera_plugin.scoring import Phase
 from sera_plugin.selection import overlap
 from sera_plugin.tables import ReviewTable
 
+LOG = logger(__name__)
+
 QUANTILES = (5, 25, 50, 75, 95)
 
 
 def accuracy(ratios: PairLogps) -> float:
-    """Share of pairs whose chosen answer has the larger implicit reward."""
-    return float(np.mean(ratios.chosen > ratios.rejected)) if len(ratios.ids) else float("nan")
+    """Share of the pairs with finite numbers whose chosen answer has the larger implicit reward."""
+    finite = ratios.finite
+    if not finite.any():
+        return float("nan")
+    return float(np.mean(ratios.chosen[finite] > ratios.rejected[finite]))
 
 
 def review_metrics(
@@ -59,6 +65,7 @@ def review_metrics(
         found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
     for name, ratios in review.held_out.items():
         found[f"accuracy_{name}"] = accuracy(ratios)
+        found[f"set_aside_{name}"] = float((~ratios.finite).sum())
     if previous is not None:
         found["kept_overlap"] = overlap(table.kept, previous.kept)
     found |= {f"short_{reason.value}": float(count) for reason, count in fresh.short.items()}
@@ -69,6 +76,15 @@ def review_metrics(
     if fresh.samples:
         found |= _speed("generation", review.generation)
     return found
+
+
+def warn_of_set_aside(metrics: dict[str, float]) -> None:
+    """Log how much a review set aside, if anything."""
+    aside = {name: int(n) for name, n in metrics.items() if name.startswith("set_aside") and n}
+    if aside:
+        LOG.warning(
+            "Round %d: log-probs that are not finite numbers: %s", int(metrics["round"]), aside
+        )
 
 
 def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
@@ -93,6 +109,7 @@ def _samples(review: Review) -> dict[str, float]:
     found = {
         "unique_answer_ratio": samples.unique,
         "finished_answer_ratio": samples.finished,
+        "set_aside_answers": float(samples.set_aside),
     }
     if samples.kl is not None:
         # E[log πθ/πref] over the policy's own samples estimates KL(πθ‖πref); biased where the

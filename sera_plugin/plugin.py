@@ -17,6 +17,7 @@ from sera_plugin.checks import (
     plan_of,
 )
 from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
+from sera_plugin.files import check_writable
 from sera_plugin.logs import logger
 from sera_plugin.quality import QualityWriter, check_prompts
 
@@ -72,6 +73,7 @@ class SeRAPlugin(BasePlugin):
             return
         _import(*DEPENDENCIES)
         check_host_config(cfg, config)
+        _check_output(cfg.get("output_dir"))
         if cfg.get("save_only_model"):
             LOG.warning(
                 "save_only_model: true makes checkpoints without the optimizer's state; a run that "
@@ -115,6 +117,19 @@ class SeRAPlugin(BasePlugin):
             from sera_plugin.store import RunStore
 
             RunStore(cfg.output_dir).drop_all_work()
+
+
+def _check_output(output_dir: Any) -> None:
+    """Find out before the model is loaded whether a run can leave anything."""
+    if not isinstance(output_dir, str):
+        return  # the host has a default, and words for values of other kinds
+    try:
+        check_writable(Path(output_dir) / "sera")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise SeraConfigError(
+            f"output_dir: {output_dir!a} can't be written ({why}); name a folder that can."
+        ) from error
 
 
 def _import(*modules: str) -> None:

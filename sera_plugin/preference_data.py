@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
+
 from sera_plugin.config import SeraConfigError
 
 if TYPE_CHECKING:
@@ -25,20 +28,11 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
 
     try:
         meta = load_preference_datasets(cfg=cfg)
-    except (StopIteration, ValueError) as error:
-        # `datasets` has no words of its own for a text file without rows.
-        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            entries = [*(cfg.datasets or ()), *(cfg.test_datasets or ())]
-            paths = ", ".join(str(entry.get("path")) for entry in entries)
-            raise SeraConfigError(
-                f"datasets: no rows in {paths}, or in one of them; sera needs 2 or more pairs."
-            ) from error
-        if "n_samples" in str(error):
-            raise SeraConfigError(
-                f"val_set_size: {cfg.val_set_size} leaves no pairs to train on; use a smaller "
-                "share or number, or more pairs."
-            ) from error
-        raise
+    except (StopIteration, ValueError, DatasetGenerationError) as error:
+        sentence = _sentence(cfg, error)
+        if sentence is None:
+            raise
+        raise SeraConfigError(sentence) from error
     return meta, load_tokenizer(cfg)
 
 
@@ -58,3 +52,34 @@ def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         if kind in ("chatml", "llama3"):
             found.append(get_chat_template(kind))
     return list(dict.fromkeys(found))
+
+
+def _sentence(cfg: Any, error: Exception) -> str | None:
+    """What went wrong, or None where the host's own words will do."""
+    text = str(error)
+    entries = [*(cfg.datasets or ()), *(cfg.test_datasets or ())]
+    paths = ", ".join(str(entry.get("path")) for entry in entries)
+    # `datasets` has no words of its own for a text file without rows.
+    if isinstance(error, StopIteration) or "corresponds to no data" in text:
+        return f"datasets: no rows in {paths}, or in one of them; sera needs 2 or more pairs."
+    if "n_samples" in text:
+        return (
+            f"val_set_size: {cfg.val_set_size} leaves no pairs to train on; use a smaller share or "
+            "number, or more pairs."
+        )
+    if isinstance(error, DatasetGenerationError):
+        why = _one_line(error.__cause__ or error)
+        hint = "; a lone surrogate is not text" if "surrogate" in why else ""
+        return f"datasets: {paths}, or one of them, can't be read ({why}){hint}."
+    if isinstance(error, pa.ArrowInvalid):
+        return (
+            f"dataset_prepared_path: {cfg.dataset_prepared_path} or a file of datasets can't be "
+            f"read ({_one_line(error)}); delete the prepared data to have it made again."
+        )
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    """What an error says, as printable text of one line."""
+    words = ascii(" ".join(str(error).split()))[1:-1].rstrip(".")
+    return words if len(words) <= 200 else words[:197] + "..."

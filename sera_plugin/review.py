@@ -91,6 +91,8 @@ class Reviewer:
             )
             scoring += phase
             ratios[name] = log_ratios(evaluation[name], held_out_reference[name])
+            what = f"round {size.number}, pairs in {name}"
+            check_numbers(ratios[name].finite, self.config.max_set_aside, what)
         ranked = [table.ids[i] for i in choice.ranked]
         flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
         fresh, generation, more = self.bootstrapper.run(
@@ -159,7 +161,7 @@ class Reviewer:
             self.pairs.rejected_tokens,
             self.config.selection.margin,
         )
-        check_numbers(own, self.config.max_set_aside, f"round {size.number}")
+        check_numbers(np.isfinite(own), self.config.max_set_aside, f"round {size.number}")
         before = _aligned_margins(past.table, self.pairs.ids)
         mixed = set_aside(ensemble(own, before, self.config.ensemble))
         earlier = past.history

@@ -38,15 +38,19 @@ class SampleStats:
         finished: share that ended by a stop token.
         kl: mean log πθ/πref over the policy's answers with at least one token, nats; None if the
             policy wrote none.
+        set_aside: different answers whose log-probs are not finite; they don't compete.
     """
 
     answers: int
     unique: float
     finished: float
     kl: float | None
+    set_aside: int = 0
 
     @classmethod
-    def of(cls, written: Written, fresh: Mapping[str, Sequence[Candidate]]) -> SampleStats | None:
+    def of(
+        cls, written: Written, fresh: Mapping[str, Sequence[Candidate]], set_aside: int = 0
+    ) -> SampleStats | None:
         """Statistics, or None if nothing was sampled; ``fresh`` holds the scored answers."""
         answers = [
             (i, rollout)
@@ -72,6 +76,7 @@ class SampleStats:
             unique=len(set(answers)) / len(answers),
             finished=float(np.mean([r.finished for _, r in answers])),
             kl=(float(np.mean(ratios)) if ratios else 0.0) if own else None,
+            set_aside=set_aside,
         )
 
 

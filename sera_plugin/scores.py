@@ -29,6 +29,11 @@ class PairLogps:
                 "log-probs don't match"
             )
 
+    @property
+    def finite(self) -> np.ndarray:
+        """Mask of the pairs with two finite numbers, bool, shape (n,)."""
+        return np.isfinite(self.chosen) & np.isfinite(self.rejected)
+
     def aligned(self, ids: Sequence[str]) -> PairLogps:
         """The rows of ``ids``, in that order.
 

@@ -16,21 +16,22 @@ def set_aside(margins: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(margins), margins, -np.inf)
 
 
-def check_numbers(margins: np.ndarray, limit: float, what: str) -> int:
-    """Count the margins that are not finite numbers.
+def check_numbers(finite: np.ndarray, limit: float, what: str, unit: str = "pairs") -> int:
+    """Count what has log-probs that are not finite numbers.
 
     Args:
-        margins: shape (n,).
-        limit: the largest share of them that a run goes on with.
+        finite: mask of what has finite ones, bool, shape (n,).
+        limit: the largest share without them that a run goes on with.
         what: what was scored, for the message.
+        unit: what is counted, for the message.
 
     Raises:
         BadNumbersError: if there are more.
     """
-    bad = int((~np.isfinite(margins)).sum())
-    if bad > limit * len(margins):
+    bad = int((~finite).sum())
+    if bad > limit * len(finite):
         raise BadNumbersError(
-            f"{what}: {bad} of {len(margins)} pairs have log-probs that are not finite numbers, "
+            f"{what}: {bad} of {len(finite)} {unit} have log-probs that are not finite numbers, "
             f"more than sera.max_set_aside: {limit} allows; the last checkpoint is untouched, look "
             "at the learning rate and the precision."
         )

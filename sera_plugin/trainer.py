@@ -19,12 +19,20 @@ from sera_plugin.bootstrapping import Bootstrapper, Past
 from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
 from sera_plugin.estimate import estimate_text
+from sera_plugin.evaluation import HeldOut
 from sera_plugin.external import external_margins
+from sera_plugin.finite import FiniteWeights
 from sera_plugin.fitting import Fitting
 from sera_plugin.generation import Sampler
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
-from sera_plugin.metrics import first_spread, guard_text, review_metrics, table_text
+from sera_plugin.metrics import (
+    first_spread,
+    guard_text,
+    review_metrics,
+    table_text,
+    warn_of_set_aside,
+)
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.recording_trainer import RecordingTrainer
@@ -36,7 +44,6 @@ from sera_plugin.reward_model import court_of
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
-from sera_plugin.scores import PairLogps
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.showcase import log_samples
@@ -98,14 +105,9 @@ class SeRATrainer(RecordingTrainer):
         self, model: torch.nn.Module, epochs_done: int, updates_done: int, checkpoint: Path | None
     ) -> None:
         self.stop.install()
+        self.weights = FiniteWeights(self.model, self.accelerator)
         self.policies = Policies(self, model)
-        evaluation = self.eval_dataset
-        named = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
-        self.held_out = {
-            name: OfflinePairs.of(dataset, self.args.max_length)
-            for name, dataset in named.items()
-            if dataset is not None
-        }
+        self.held_out = HeldOut(self.eval_dataset, self.args.max_length, self.sera.max_set_aside)
         budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
         may_cut = not self.policies.sharded
         scorer = Scorer(
@@ -127,7 +129,14 @@ class SeRATrainer(RecordingTrainer):
         )
         seed, judged = self.args.seed, self.external
         self.reviewer = Reviewer(
-            self.sera, self.pairs, self.held_out, scorer, self.policies, bootstrapper, seed, judged
+            self.sera,
+            self.pairs,
+            self.held_out.pairs,
+            scorer,
+            self.policies,
+            bootstrapper,
+            seed,
+            judged,
         )
         self.refiner = refiner_of(self, scorer)
         self.resumed_within = epochs_done + 1 if updates_done else None
@@ -149,27 +158,19 @@ class SeRATrainer(RecordingTrainer):
         self.reference, _ = self.reviewer.score_offline(
             self.pairs, "Reference log-probs", under_reference=True
         )
-        finite = np.isfinite(self.reference.chosen) & np.isfinite(self.reference.rejected)
-        bad = check_numbers(np.where(finite, 0.0, np.nan), self.sera.max_set_aside, "the reference")
+        finite = self.reference.finite
+        bad = check_numbers(finite, self.sera.max_set_aside, "the reference")
         if bad:
             LOG.warning("%d pairs are set aside: their reference log-probs are not finite.", bad)
         self.bad_ids = frozenset(np.array(self.pairs.ids)[~finite].tolist())
 
     def _score_held_out_reference(self) -> None:
         """Under πref as it is now: on resuming, `reference: previous` has moved it already."""
-        self.held_out_reference: dict[str, PairLogps] = {}
-        for name, held_out in self.held_out.items():
+        for name, pairs in self.held_out.pairs.items():
             logps, _ = self.reviewer.score_offline(
-                held_out, f"Reference log-probs of {name}", under_reference=True
+                pairs, f"Reference log-probs of {name}", under_reference=True
             )
-            self._set_evaluation_reference(name, logps)
-
-    def _set_evaluation_reference(self, name: str, logps: PairLogps) -> None:
-        self.held_out_reference[name] = logps
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset[name] = with_reference_columns(self.eval_dataset[name], logps)
-        else:
-            self.eval_dataset = with_reference_columns(self.eval_dataset, logps)
+            self.eval_dataset = self.held_out.with_reference(name, logps)
 
     def with_reference(self, dataset: Dataset) -> Dataset:
         pairs = OfflinePairs.of(dataset, self.args.max_length)
@@ -216,7 +217,7 @@ class SeRATrainer(RecordingTrainer):
         size = self.schedule.rounds[number - 1]
         past = Past(self.table, self.policy_snapshot, self.history, first_spread(self.summaries))
         review = self.reviewer.review(
-            size, self.reference, self.held_out_reference, past, self.recorded()
+            size, self.reference, self.held_out.reference, past, self.recorded()
         )
         previous_reference = self.sera.reference == "previous"
         rows = rows_of(
@@ -232,7 +233,7 @@ class SeRATrainer(RecordingTrainer):
         if previous_reference:
             self.reference = record.table.policy
             for name, logps in review.evaluation.items():
-                self._set_evaluation_reference(name, logps)
+                self.eval_dataset = self.held_out.with_reference(name, logps)
         return record.rows
 
     def _publish(
@@ -241,6 +242,7 @@ class SeRATrainer(RecordingTrainer):
         self.summaries.append(metrics)
         self.log_metrics_of_round({f"sera/{name}": value for name, value in metrics.items()})
         if self.accelerator.is_main_process:
+            warn_of_set_aside(metrics)
             fresh = fresh_lines(review, self.pairs, self._tokenizer, self.beta)
             candidates = candidate_rows(review, self.beta)
             summary = metrics | guard_text(review)
@@ -274,8 +276,12 @@ class SeRATrainer(RecordingTrainer):
             # What is resumed from here reads the rounds that were begun before.
             self.store.drop_work(where.epoch + bool(where.updates_done))
 
+    def before_saving(self) -> None:
+        self.weights.check(self.state.global_step)
+
     def close_round(self, number: int) -> None:
         self.stop.check()
+        self.before_saving()
         seconds = time.perf_counter() - self.round_started
         if not self.schedule.rounds[number - 1].reviewed:
             self.summaries.append({"round": float(number), "kept": float(len(self.pairs))})

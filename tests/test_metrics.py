@@ -51,7 +51,7 @@ PAIRS = OfflinePairs(
 LONG = Candidate((1, 2, 3, 4), Source.POLICY, True, 2.0, -5.0, -7.0)
 CUT = Candidate((5, 6), Source.POLICY, False, -1.0, -4.0, -3.0)
 OFFLINE = Candidate((7,), Source.CHOSEN, True, 1.0, -2.0, -3.0)
-STATS = SampleStats(answers=6, unique=0.5, finished=0.75, kl=1.25)
+STATS = SampleStats(answers=6, unique=0.5, finished=0.75, kl=1.25, set_aside=2)
 POOLS = (Pool("a", (LONG, CUT, OFFLINE)), Pool("b", (OFFLINE, CUT)))
 
 
@@ -88,7 +88,7 @@ def review_of(fresh=True, held_out=None):
 
 def test_every_number_by_hand():
     found = review_metrics(
-        review_of(held_out={"eval": logps([1, 2], [0, 3], ("x", "y"))}),
+        review_of(held_out={"eval": logps([1, 2, np.nan], [0, 3, -9], ("x", "y", "z"))}),
         PAIRS,
         table_of([True, False, True, False]),
     )
@@ -110,6 +110,8 @@ def test_every_number_by_hand():
             "threshold": 0.5,
             "accuracy_train": 0.5,
             "accuracy_eval": 0.5,
+            "set_aside_eval": 1.0,
+            "set_aside_answers": 2.0,
             "kept": 2,
             "eligible": 3,
             "flipped": 1,
@@ -166,6 +168,9 @@ def test_what_the_guard_decided_is_said_and_its_first_spread_found_again():
 def test_accuracy_by_hand():
     assert accuracy(logps([3, 1, 0, 2], [1, 0, 4, 2])) == 0.5
     assert np.isnan(accuracy(logps([], [], ())))
+    # A pair without numbers is neither right nor wrong.
+    assert accuracy(logps([3, np.nan, np.inf, 0], [1, 0, 4, 1])) == 0.5
+    assert np.isnan(accuracy(logps([np.nan] * 4, [0] * 4)))
 
 
 def test_the_table_shows_every_round_on_a_line_of_its_own():

@@ -96,7 +96,13 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
     written |= {f"delta_q{q:02d}" for q in refinement.QUANTILES}
     written |= {f"delta_{what}" for what in ("mean", "std")}
     written |= {f"delta_{what}_correlation" for what in ("margin", "score")}
-    others = {"accuracy_eval", "seconds_training", "seconds_refining", "unrefined"}
+    others = {
+        "accuracy_eval",
+        "set_aside_eval",
+        "seconds_training",
+        "seconds_refining",
+        "unrefined",
+    }
     others |= {f"{what}_{n}" for what in ("seconds", "tokens_per_second") for n in ("scoring",)}
     others |= {"seconds_generation", "tokens_per_second_generation", "tokens_per_second_training"}
     assert listed == written | others
