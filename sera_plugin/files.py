@@ -93,7 +93,10 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         OSError: if that fails, or if there is a file where a folder is needed.
+        ValueError: if no path can be written so.
     """
+    if "\0" in str(folder):
+        raise ValueError("embedded null byte")
     nearest = folder.absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent

@@ -21,7 +21,8 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """The datasets that Axolotl would load by itself (``TrainDatasetMeta``), and the tokenizer.
 
     Raises:
-        SeraConfigError: one sentence, when a file holds no rows or the validation split takes all.
+        SeraConfigError: one sentence, when a file can't be read or holds no rows, or the validation
+            split takes all.
     """
     from axolotl.common.datasets import load_preference_datasets
     from axolotl.loaders import load_tokenizer

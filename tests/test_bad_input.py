@@ -24,6 +24,7 @@ from datasets import Dataset
 import sera_plugin
 from sera_plugin import checks
 from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.files import check_writable
 from sera_plugin.plugin import DEPENDENCIES
 
 NO_WEIGHTS = "no file named model.safetensors"
@@ -571,3 +572,53 @@ def test_the_command_line_ends_with_the_sentence(
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"sera_plugin.config.parsing.SeraConfigError: {start_of_sentence}")
     assert NO_WEIGHTS not in output
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("file/out", "is not a folder"),
+        ("file", "is not a folder"),
+        ("link/out", "is not a folder"),
+        ("/proc/sys/out", ""),
+        ("taken", "sera is not a folder"),
+        ("a\0b", "null"),
+    ],
+)
+def test_output_that_cant_be_written(refused: Start, tmp_path: Path, place: str, why: str):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/sera").write_text("in the way")
+    folder = str(tmp_path / place)
+    before = sorted(tmp_path.iterdir())
+    sentence = refused(output_dir=folder)
+    assert sentence.startswith(f"output_dir: {folder!a} can't be written (")
+    assert why in sentence
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_checking_the_output_leaves_nothing(tmp_path: Path):
+    check_writable(tmp_path / "a/b/sera")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("\\ud800", "surrogate"),
+        ("\\udfff x", "surrogate"),
+        ('"', "JSON parse error"),
+        ("\x01", "JSON parse error"),
+    ],
+    ids=["high", "low", "quote", "control"],
+)
+def test_data_that_is_no_text(refused: Start, tmp_path: Path, text: str, why: str):
+    data = tmp_path / "train.jsonl"
+    good = "".join(json.dumps(row) + "\n" for row in rows(9))
+    bad = json.dumps(rows(1)[0]).replace('"content": "', f'"content": "{text}', 1)
+    data.write_text(f"{good}{bad}\n{good}")
+    sentence = refused(datasets=[dataset_entry(data)])
+    assert sentence.startswith(f"datasets: {data}")
+    assert why in sentence
+    assert ("a lone surrogate is not text" in sentence) == (why == "surrogate")
