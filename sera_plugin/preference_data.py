@@ -6,9 +6,10 @@ has patched TRL, and it does that after the datasets are loaded.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+from datasets import load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from sera_plugin.config import SeraConfigError
@@ -29,7 +30,7 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
 
     try:
         meta = load_preference_datasets(cfg=cfg)
-    except (StopIteration, ValueError, DatasetGenerationError) as error:
+    except (StopIteration, ValueError, OSError, DatasetGenerationError) as error:
         sentence = _sentence(cfg, error)
         if sentence is None:
             raise
@@ -72,11 +73,24 @@ def _sentence(cfg: Any, error: Exception) -> str | None:
         why = _one_line(error.__cause__ or error)
         hint = "; a lone surrogate is not text" if "surrogate" in why else ""
         return f"datasets: {paths}, or one of them, can't be read ({why}){hint}."
-    if isinstance(error, pa.ArrowInvalid):
+    from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
+
+    prepared = _unreadable(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH)
+    if prepared is not None:
         return (
-            f"dataset_prepared_path: {cfg.dataset_prepared_path} or a file of datasets can't be "
-            f"read ({_one_line(error)}); delete the prepared data to have it made again."
+            f"dataset_prepared_path: {prepared} can't be read ({_one_line(error)}); delete it and "
+            "the data is prepared again."
         )
+    return None
+
+
+def _unreadable(folder: Any) -> Path | None:
+    """The first prepared dataset in ``folder`` that can't be read, if there is one."""
+    for prepared in sorted(path for path in Path(str(folder)).glob("*") if path.is_dir()):
+        try:
+            load_from_disk(str(prepared))
+        except (OSError, ValueError):
+            return prepared
     return None
 
 

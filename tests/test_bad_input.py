@@ -622,3 +622,21 @@ def test_data_that_is_no_text(refused: Start, tmp_path: Path, text: str, why: st
     assert sentence.startswith(f"datasets: {data}")
     assert why in sentence
     assert ("a lone surrogate is not text" in sentence) == (why == "surrogate")
+
+
+@pytest.mark.parametrize(("name", "length"), [("data-*.arrow", -100), ("state.json", 5)])
+def test_prepared_data_that_cant_be_read(start: Start, tmp_path: Path, name: str, length: int):
+    changes = {
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "drop": ("test_datasets", "evals_per_epoch"),
+    }
+    with pytest.raises(OSError, match=NO_WEIGHTS):
+        start(**changes)
+    (path,) = (tmp_path / "prepared").glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(SeraConfigError) as caught:
+        start(**changes)
+    sentence = str(caught.value)
+    assert_one_sentence(sentence)
+    assert sentence.startswith(f"dataset_prepared_path: {path.parent} can't be read (")
+    assert sentence.endswith("delete it and the data is prepared again.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -36,7 +37,7 @@ TEXTS = {
     "lines": "one\ntwo\r\nthree\rfour\u2028five\u2029six\vseven\feight\x1cnine",
     "json": '"},{"prompt": "injected"}\n{"a": 1}',
     "html": "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;",
-    "template": "{{ 7*7 }} {% raw %} ${HOME} $(id)",
+    "template": "{{ 7*7 }} {# no #} ${HOME} $(id)",
     "special": "<|im_end|></s><s><|im_start|>[INST]<pad><|begin_of_text|>",
     "ending": "a<|eot_id|>b<|end_of_text|>c",
     "right to left": "\u202eevil\u202c \u2066x\u2069 \u200f\u200e",
@@ -93,7 +94,7 @@ def hostile(
         sera={
             "max_set_aside": 0.3,
             "selection": {"keep": 1.0},
-            "bootstrap": {"fraction": 0.8, "prompts": 1.0, "max_new_tokens": 8},
+            "bootstrap": {"fraction": 0.8, "prompts": 1.0, "max_new_tokens": 48},
         },
     )
     return path, run_cli("train", path, "--launcher", "python")
@@ -157,7 +158,9 @@ def test_new_pairs_hold_the_hostile_prompts_as_they_were(hostile: tuple[Path, st
     for pair in pairs:
         assert pair["prompt"] == prompts[pair["example_id"]]
         assert {"chosen", "rejected"} <= pair.keys()
-    assert sum(MARK in pair["prompt"] for pair in pairs) == 1
+    # Which prompts give a pair is the model's doing.
+    used = {n for n, text in TEXTS.items() if any(f"{n} {text}" in p["prompt"] for p in pairs)}
+    assert len(used) >= 2, used
 
 
 @pytest.mark.cli
@@ -260,7 +263,7 @@ def test_ruined_weights_end_the_run_and_the_last_good_checkpoint_stays(
     path = config(
         plugins=["ruin.Plugin", "sera_plugin.SeRAPlugin"], saves_per_epoch=4, save_total_limit=1
     )
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     out = run_cli("train", path, "--launcher", "python", env=env, expect_failure=True)
     assert re.search(
         r"step 4: \d+ parameters have weights that are not finite numbers and nothing is saved; "
