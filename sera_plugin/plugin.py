@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
