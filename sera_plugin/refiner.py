@@ -130,7 +130,9 @@ class Refiner:
         origin = self.policies.policy_origin(round_label(number))
         with self.policies.policy() as forward:
             logps = self.scorer.logps(forward, answers, f"Round {number}: Δ", origin).logps
-        check_numbers(logps[0::2] - logps[1::2], self.max_set_aside, f"Δ of round {number}")
+        check_numbers(
+            np.isfinite(logps[0::2] - logps[1::2]), self.max_set_aside, f"Δ of round {number}"
+        )
         keys = [dataset.rows[i].key for i in rows]
         return pa.table(
             {"key": keys, "quality_chosen_logp": logps[0::2], "quality_rejected_logp": logps[1::2]}
