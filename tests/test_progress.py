@@ -38,6 +38,8 @@ class Lines(logging.Handler):
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     handler, log = Lines(), logging.getLogger("test_progress")
     log.setLevel(logging.INFO)
+    log.disabled = False  # Axolotl's logging config disables what other tests have made
+
     log.addHandler(handler)
     monkeypatch.setattr(progress, "LOG", log)
     return handler.said
