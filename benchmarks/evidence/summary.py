@@ -92,11 +92,11 @@ class ArmRuns:
         return float(np.mean(rates)) if rates else float("nan")
 
     def by_round(self, name: str) -> list[float]:
-        """A number of the reviewed rounds, means over seeds, in the order of rounds."""
+        """A number of the reviewed rounds, means over seeds; NaN where no seed has it."""
         rows = [[entry.get(name) for entry in run["rounds"]] for run in self.runs.values()]
         columns = zip(*rows, strict=True) if len({len(row) for row in rows}) == 1 else []
         found = [[v for v in column if v is not None] for column in columns]
-        return [float(np.mean(values)) for values in found if values]
+        return [float(np.mean(values)) if values else float("nan") for values in found]
 
     def verdict(self, base: ArmRuns) -> str:
         """``better``, ``not worse``, ``worse`` or ``undecided`` against plain training."""
@@ -217,4 +217,6 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Numbers of successive rounds as text."""
-    return " → ".join(f"{value:.{digits}f}" for value in values) if len(values) else "-"
+    if not np.isfinite(values).any():
+        return "-"
+    return " → ".join("-" if np.isnan(value) else f"{value:.{digits}f}" for value in values)
