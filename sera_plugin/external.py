@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sera_plugin.config import ExternalConfig
+from sera_plugin.config import ExternalConfig, SelectionConfig
 
 
 def missing_columns(settings: ExternalConfig, names: list[str]) -> list[tuple[str, str]]:
     """Keys of ``sera.selection.external`` and the columns they name that are not there."""
     wanted = {"margin": settings.margin} if settings.margin else _scores(settings)
     return [(key, column) for key, column in wanted.items() if column not in names]
+
+
+def margins_for(dataset: Dataset, selection: SelectionConfig) -> np.ndarray | None:
+    """``external_margins`` where the rule of selection reads them, else None."""
+    if selection.rule != "external":
+        return None
+    return external_margins(dataset, selection.external)
 
 
 def external_margins(dataset: Dataset, settings: ExternalConfig) -> np.ndarray:

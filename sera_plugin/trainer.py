@@ -20,7 +20,7 @@ from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
 from sera_plugin.estimate import estimate_text
 from sera_plugin.evaluation import HeldOut
-from sera_plugin.external import external_margins
+from sera_plugin.external import margins_for
 from sera_plugin.finite import FiniteWeights
 from sera_plugin.fitting import Fitting
 from sera_plugin.generation import Sampler
@@ -73,10 +73,7 @@ class SeRATrainer(RecordingTrainer):
         self.pairs = OfflinePairs.of(self.train_dataset, self.args.max_length)
         self.table: ReviewTable | None = None
         self.history: History | None = None
-        rule = self.sera.selection
-        self.external = (
-            external_margins(self.train_dataset, rule.external) if rule.rule == "external" else None
-        )
+        self.external = margins_for(self.train_dataset, self.sera.selection)
         self.stop = StopOnSignal(self.accelerator)
         self.add_callback(self.stop)
         self.policy_snapshot: Snapshot | None = None

@@ -1,7 +1,7 @@
 """What ``sera_plugin.host`` relies on in Axolotl, TRL, transformers and accelerate.
 
 A failure here means that the host has changed: read the symbol that the message names and adapt
-``sera_plugin/host.py`` before anything else is changed.
+``sera_plugin/host/`` before anything else is changed.
 """
 
 import ast
@@ -67,16 +67,16 @@ def text_of(function):
 def assert_names(function, expected):
     assert names(function) == expected, (
         f"{function.__module__}.{function.__qualname__} has other parameters; look at its override "
-        "or call in sera_plugin/host.py"
+        "or call in sera_plugin/host/"
     )
 
 
 @pytest.mark.parametrize("package", ["axolotl", "trl", "transformers", "accelerate"])
 def test_the_installed_versions_are_the_ones_that_were_read(package):
     read = re.search(rf"{package} (\d[\d.]*\d)", host.__doc__)
-    assert read, f"host.py's docstring no longer says which {package} was read"
+    assert read, f"host/'s docstring no longer says which {package} was read"
     assert importlib.metadata.version(package) == read[1], (
-        f"{package} was read at {read[1]}; read the symbols of host.py's docstring again in the "
+        f"{package} was read at {read[1]}; read the symbols of host/'s docstring again in the "
         "installed version and write its number there"
     )
 
@@ -85,7 +85,7 @@ def test_every_symbol_of_the_docstring_has_a_test():
     here = inspect.getsource(inspect.getmodule(test_every_symbol_of_the_docstring_has_a_test))
     symbols = {s.split(".")[-1] for s in re.findall(r"``([\w.]+)``", host.__doc__)}
     untested = {s for s in symbols if here.count(s) == 0}
-    assert not untested, f"host.py's docstring names {untested}, which no test here looks at"
+    assert not untested, f"host/'s docstring names {untested}, which no test here looks at"
 
 
 def test_round_trainer_overrides_methods_that_exist():
@@ -358,7 +358,7 @@ def test_a_loader_that_transformers_makes_is_noted_by_accelerate_and_keeps_its_o
 def test_the_trainer_has_the_attributes_that_we_read(name, tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     assert hasattr(Trainer(torch.nn.Linear(1, 1), args), name), (
-        f"transformers.Trainer.{name} is gone; look for it in sera_plugin/host.py"
+        f"transformers.Trainer.{name} is gone; look for it in sera_plugin/host/"
     )
 
 
@@ -538,7 +538,7 @@ def test_dpo_trainer_tokenizes_into_the_columns_that_we_read():
 
 def test_the_loss_uses_the_log_softmax_that_we_score_with():
     assert host.selective_log_softmax is trl.trainer.dpo_trainer.selective_log_softmax, (
-        "scores and loss must come from one function; look at the imports of host.py"
+        "scores and loss must come from one function; look at the imports of host/"
     )
     assert calls(trl.DPOTrainer._compute_loss, "selective_log_softmax"), (
         "trl.DPOTrainer._compute_loss takes log-probs from another function"

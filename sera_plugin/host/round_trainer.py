@@ -1,61 +1,28 @@
-"""Every touch of a private or unstable API of the host. Nothing else in the package makes one.
-
-Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
-``tests/test_host_contract.py`` fails when one of these symbols changes:
-
-* ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
-  ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
-  ``_get_train_sampler``, ``_save_checkpoint``
-* ``trl.DPOTrainer._prepare_dataset``, ``_precompute_ref_logps``, ``precompute_ref_logps``,
-  ``_compute_loss``, ``_metrics``, ``_set_signature_columns_if_needed``, and the helpers of
-  ``trl.models.utils`` and ``trl.trainer.utils`` imported below
-* ``accelerate.Accelerator._dataloaders``
-* ``transformers.integrations.deepspeed.unset_hf_deepspeed_config`` and the variable it clears
-* ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
-  ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
-"""
+"""The host's trainer with rounds of their own; see the package's docstring."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
-from axolotl.integrations.base import PluginManager
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
-from transformers.integrations import deepspeed as _deepspeed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
 # Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
 from trl.trainer.dpo_trainer import selective_log_softmax
-from trl.trainer.utils import use_adapter
 
+from sera_plugin.host.models import KeyedCollator, logps_of_batch
 from sera_plugin.rounds import ROW_KEY
 from sera_plugin.schedule import Batching, Schedule
-
-__all__ = [
-    "REFINEMENT",
-    "RoundTrainer",
-    "disable_gradient_checkpointing",
-    "gathered_weights",
-    "plugin_config",
-    "selective_log_softmax",
-    "tokenized",
-    "use_adapter",
-    "whole_models",
-]
-
 
 REFINEMENT = "sera_refinement"
 """The key of a batch under which it holds what Δ is found from."""
@@ -77,78 +44,6 @@ class Refining(Protocol):
 
     def note(self, margins: torch.Tensor) -> None:
         """Called with the true margins h of the batch that was shifted last."""
-
-
-def plugin_config() -> Any:
-    """The validated config of the run, as Axolotl hands it to its plugins."""
-    return PluginManager.get_instance().cfg
-
-
-def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Dataset:
-    """Preference pairs with token ids, as the trainer of a run has them; needs no model."""
-    trainer = AxolotlDPOTrainer.__new__(AxolotlDPOTrainer)
-    trainer._tokenizer = tokenizer
-    args: Any = SimpleNamespace(
-        max_length=max_length, truncation_mode="keep_start", dataset_num_proc=None
-    )
-    return trainer._prepare_dataset(dataset, tokenizer, args, "train")
-
-
-@contextmanager
-def gathered_weights(model: torch.nn.Module) -> Iterator[None]:
-    """All weights of a ZeRO-3 engine on every rank, its hooks off; both are put back on leaving.
-
-    Like TRL's ``unwrap_model_for_generation``, but the hooks also come back if the body raises.
-    """
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        remove_hooks(model)
-        try:
-            yield
-        finally:
-            add_hooks(model)
-
-
-class KeyedCollator:
-    """The host's collator, which drops what it doesn't know, with the rows' keys beside it.
-
-    Args:
-        inner: the host's collator.
-    """
-
-    def __init__(self, inner: Callable[..., dict[str, Any]]) -> None:
-        self.inner = inner
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self.inner(examples)
-        if ROW_KEY in examples[0]:
-            batch[ROW_KEY] = [example[ROW_KEY] for example in examples]
-        return batch
-
-
-@torch.no_grad()
-def logps_of_batch(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Log-probs of the answers of a training batch, float64 on the CPU, shape (pairs, 2).
-
-    Args:
-        logits: what the model gave for the batch, shape (2·pairs, tokens, vocabulary).
-        batch: ``input_ids`` and ``completion_mask`` of the chosen, then the rejected answers.
-    """
-    logps = selective_log_softmax(logits[:, :-1], batch["input_ids"][:, 1:]).double()
-    sums = logps.masked_fill(batch["completion_mask"][:, 1:] == 0, 0.0).sum(dim=1)
-    return torch.stack(sums.chunk(2), dim=1).cpu()
-
-
-@contextmanager
-def whole_models() -> Iterator[None]:
-    """Models that are loaded inside have whole weights on every rank, also under ZeRO-3."""
-    config = _deepspeed._hf_deepspeed_config_weak_ref
-    _deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        _deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 class RoundTrainer(AxolotlDPOTrainer):

@@ -1,0 +1,44 @@
+"""Every touch of a private or unstable API of the host. Nothing else in the package makes one.
+
+Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
+``tests/test_host_contract.py`` fails when one of these symbols changes:
+
+* ``transformers.Trainer.set_initial_training_values``, ``_init_training_state``,
+  ``_prepare_for_training``, ``_run_epoch``, ``_finalize_training``, ``_get_dataloader``,
+  ``_get_train_sampler``, ``_save_checkpoint``
+* ``trl.DPOTrainer._prepare_dataset``, ``_precompute_ref_logps``, ``precompute_ref_logps``,
+  ``_compute_loss``, ``_metrics``, ``_set_signature_columns_if_needed``, and the helpers of
+  ``trl.models.utils`` and ``trl.trainer.utils`` imported below
+* ``accelerate.Accelerator._dataloaders``
+* ``transformers.integrations.deepspeed.unset_hf_deepspeed_config`` and the variable it clears
+* ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
+  ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
+"""
+
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
+
+from sera_plugin.host.models import (
+    KeyedCollator,
+    gathered_weights,
+    logps_of_batch,
+    plugin_config,
+    selective_log_softmax,
+    tokenized,
+    whole_models,
+)
+from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
+
+__all__ = [
+    "REFINEMENT",
+    "KeyedCollator",
+    "RoundTrainer",
+    "disable_gradient_checkpointing",
+    "gathered_weights",
+    "logps_of_batch",
+    "plugin_config",
+    "selective_log_softmax",
+    "tokenized",
+    "use_adapter",
+    "whole_models",
+]
