@@ -38,7 +38,7 @@ CONFIG: dict[str, Any] = {
         "bootstrap": {"fraction": 0.2, "max_new_tokens": 16, "ensemble": True},
     },
 }
-ENDS_OF_ROUNDS = (8, 12, 16)
+EVALUATED_AT = (6, 12, 16)  # the host's equal shares of all updates
 UPDATES_A_CHECKPOINT = 2
 
 SCORE = {"at": "call", "what": "sera_plugin.scoring:Scorer._batch"}
@@ -242,7 +242,7 @@ def results(run: Path) -> dict[str, Any]:
     found["evaluations"] = {
         entry["step"]: (entry["eval_loss"], entry["eval_rewards/margins"])
         for entry in state["log_history"]
-        if "eval_loss" in entry and entry["step"] in ENDS_OF_ROUNDS
+        if "eval_loss" in entry and entry["step"] in EVALUATED_AT
     }
     found["sera/log.json"] = _metrics(json.loads(found["sera/log.json"]))
     assert "sera/round-03/rows.parquet" in found
