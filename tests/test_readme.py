@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from sera_plugin import metrics, refinement, tables
 from sera_plugin.checks import _UNSUPPORTED
-from sera_plugin.config import SeraArgs, SeraConfig
+from sera_plugin.config import SelectionConfig, SeraArgs, SeraConfig
 from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.guard import Signals
 from sera_plugin.pairing import Shortfall
@@ -139,3 +140,11 @@ def test_links_to_files_work() -> None:
     assert links
     for link in links:
         assert (ROOT / link).is_file()
+
+
+def test_every_rule_of_selection_is_in_the_table() -> None:
+    listed = {row[0].strip("`") for row in table("| Rule ")}
+    branches = get_args(SelectionConfig.model_fields["rule"].annotation)
+    named = {name for branch in branches for name in get_args(branch) if isinstance(name, str)}
+    assert listed == named | {"package.module:function"}
+    assert "lossdiff_irm" in named
