@@ -15,6 +15,7 @@ DPO run it replaces: ``python -m benchmarks``.
 ``growth``      time against the number of pairs and prompts
 ``hardware``    the machine in words, its matrix and memory rates, model FLOPs
 ``summary``     medians, spreads, slopes, and the bars
+``refine_cost`` what refinement costs, a command of its own
 ``report``      JSON, tables, plots, and the results in docs/benchmarks.md
 =============== ==================================================================
 """

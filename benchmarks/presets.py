@@ -53,7 +53,7 @@ class Preset:
     bf16: bool = False
     growth_pairs: tuple[int, ...] = (1_000, 3_000, 10_000, 30_000, 100_000)
     growth_selection: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-    growth_prompts: tuple[int, ...] = (32, 64, 128, 256, 512)
+    growth_prompts: tuple[int, ...] = (32, 100, 320, 1_000, 3_200)
 
     @property
     def heads(self) -> int:

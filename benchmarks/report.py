@@ -15,6 +15,7 @@ from benchmarks.summary import Ratio, bars
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "sera"
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -64,7 +65,8 @@ def markdown(results: Mapping[str, Any]) -> str:
             f"{setting['training_tokens']:,} tokens, {setting['scored_pairs']} scored; a row has "
             f"{setting['median_tokens']:.0f} tokens in the median."
         )
-    parts.append(_table(_bar_rows(results), ["what", "bar", "found", ""]))
+    if rows := _bar_rows(results):
+        parts.append(_table(rows, ["what", "bar", "found", ""]))
     if "runs" in results:
         parts += ["### Runs", _runs_table(results)]
         parts.append(_gc_sentence(results["runs"]))
@@ -241,6 +243,7 @@ def plot(growth: Mapping[str, Any], path: Path) -> None:
         axis.loglog(sizes, done["seconds"], "o-", color="tab:blue")
         linear = done["seconds"][-1] * sizes / sizes[-1]
         axis.loglog(sizes, linear, "--", color="tab:gray", linewidth=1)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{name}, exponent {done['slope']:.2f}", fontsize=9)
         axis.set_xlabel("prompts" if name == "generation" else "pairs")
     np.atleast_1d(axes)[0].set_ylabel("seconds")
