@@ -26,6 +26,10 @@ from sera_plugin.scoring import plan_batches
 from sera_plugin.shards import Origin, Shards
 from sera_plugin.transformers_engine import TransformersEngine
 
+SHORTEST = 0.7
+"""A prompt with room for its answer has at least this share of the longest one's tokens in its
+batch: every decoding step pays for the padding of all prompts."""
+
 SHARD_BATCHES = 2
 """Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
 
@@ -162,7 +166,8 @@ class Sampler:
         copies = self.settings.num_candidates
         widths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int64)
         lengths = copies * (widths + self.settings.max_new_tokens)
-        batches = plan_batches(lengths, self.settings.token_budget) if len(prompts) else []
+        budget = self.settings.token_budget
+        batches = plan_batches(lengths, budget, SHORTEST) if len(prompts) else []
         found = deal(
             self.accelerator,
             len(batches),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
-from sera_plugin import transformers_engine
+from sera_plugin import generation, transformers_engine
 from sera_plugin.generation import Prompt, Rollout, Sampler, Sampling
 from sera_plugin.identity import uniforms
 from sera_plugin.pairing import Source
@@ -147,6 +147,7 @@ def test_answers_do_not_depend_on_the_batch(model, budget, temperature):
 def test_leaving_early_and_sharing_a_pass_change_no_answer(model, monkeypatch, temperature):
     changes = {"temperature": temperature, "num_candidates": 4, "max_new_tokens": 20}
     changes["stops"] = frozenset({EOS, END, *range(5, VOCABULARY, 7)})
+    monkeypatch.setattr(generation, "SHORTEST", 0.0)
     rows = []
     hook = model.model.register_forward_hook(
         lambda *call: rows.append(tuple(call[2].last_hidden_state.shape[:2])), with_kwargs=False
@@ -169,7 +170,21 @@ def test_leaving_early_and_sharing_a_pass_change_no_answer(model, monkeypatch, t
     assert sum(counts) < sum(count for count, _ in in_one_go[1:])
 
 
-def test_batches_of_answers_that_do_not_fit_are_halved(model):
+def test_a_long_prompt_does_not_pad_the_short_ones(model):
+    short, long = [Prompt(f"short-{i}", (5, 6)) for i in range(3)], Prompt("long", (7,) * 60)
+    widths = []
+    hook = model.model.register_forward_hook(
+        lambda *call: widths.append(tuple(call[2].last_hidden_state.shape[:2]))
+    )
+    try:
+        sample(model, [short[0], long, *short[1:]], token_budget=10_000)
+    finally:
+        hook.remove()
+    assert [size for size in widths if size[1] > 1] == [(1, 59)]
+
+
+def test_batches_of_answers_that_do_not_fit_are_halved(model, monkeypatch):
+    monkeypatch.setattr(generation, "SHORTEST", 0.0)
     whole = sample(model)
     sizes, own = [], model.forward
 
