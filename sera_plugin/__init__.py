@@ -30,6 +30,8 @@ Data flows one way; read the modules in this order:
 ``recording``      log-probs of D that training steps find on the way (collectives)
 ``rollouts``       prompts, sampled answers, and how those are stored
 ``transformers_engine`` answers by ``generate``, with one pass over each prompt
+``paged_engine``   answers by continuous batching
+``engines``        the engine that the config names
 ``generation``     candidates sampled from a model (torch, collectives)
 ``placement``      where a separate reference model is while nothing needs it
 ``judging``        the user's own judge of answers, dealt to all ranks

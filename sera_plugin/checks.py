@@ -83,6 +83,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
+    _check_engine(cfg, config)
     check_methods(cfg, config)
 
 
@@ -129,15 +130,32 @@ def _check_sharding(cfg: Any, config: SeraConfig) -> None:
         "sera.reference: previous": config.reference == "previous",
         "sera.bootstrap.ensemble: true": config.bootstrap.ensemble,
     }
-    sharded = "DeepSpeed ZeRO-3" if zero_stage(cfg.get("deepspeed")) == 3 else None
-    if cfg.get("fsdp") or cfg.get("fsdp_config"):
-        sharded = "FSDP"
+    sharded = _sharded(cfg)
     for key, wanted in keeps_policy.items():
         if wanted and sharded:
             raise SeraConfigError(
                 f"{key} can't be used under {sharded}, where no process holds the weights that "
                 "must be kept; allowed are ZeRO-1, ZeRO-2 and DDP."
             )
+
+
+def _sharded(cfg: Any) -> str | None:
+    """How weights are spread over the processes, or None if each has them whole."""
+    if cfg.get("fsdp") or cfg.get("fsdp_config"):
+        return "FSDP"
+    return "DeepSpeed ZeRO-3" if zero_stage(cfg.get("deepspeed")) == 3 else None
+
+
+def _check_engine(cfg: Any, config: SeraConfig) -> None:
+    engine = config.bootstrap.engine
+    if config.bootstrap.fraction == 0 or engine == "transformers":
+        return
+    sharded = _sharded(cfg)
+    if sharded:
+        raise SeraConfigError(
+            f"sera.bootstrap.engine: {engine} can't be used under {sharded}, where no process "
+            "holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
+        )
 
 
 def zero_stage(deepspeed: Any) -> int:

@@ -95,7 +95,18 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Samples answers on this rank. One with a server of its own, such as vLLM, is another."""
+    """Samples answers on this rank.
+
+    Attributes:
+        name: ``sera.bootstrap.engine``; stored answers of one engine don't serve another.
+        pads: whether prompts of a batch are padded to the longest one.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pads(self) -> bool: ...
 
     def sample(
         self,
@@ -167,7 +178,8 @@ class Sampler:
         widths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int64)
         lengths = copies * (widths + self.settings.max_new_tokens)
         budget = self.settings.token_budget
-        batches = plan_batches(lengths, budget, SHORTEST) if len(prompts) else []
+        shortest = SHORTEST if self.engine.pads else 0.0
+        batches = plan_batches(lengths, budget, shortest) if len(prompts) else []
         found = deal(
             self.accelerator,
             len(batches),
@@ -208,6 +220,7 @@ class Sampler:
             "seed": seed,
             "round": round_number,
             "settings": asdict(self.settings),
+            "engine": self.engine.name,
             "mixed_precision": self.accelerator.mixed_precision,
         }
         return Shards.of(origin, determined_by)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sera_plugin.endings import common_ending
-from sera_plugin.generation import Sampling
+from sera_plugin.engines import engine_of
+from sera_plugin.fitting import Fitting
+from sera_plugin.generation import Sampler, Sampling
 
 GENERATION_BATCHES = 8
 """Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
@@ -43,3 +45,9 @@ def sampling_settings(trainer: Any, training_tokens: int) -> Sampling:
         pad_token_id=tokenizer.pad_token_id,
         token_budget=GENERATION_BATCHES * training_tokens,
     )
+
+
+def sampler_of(trainer: Any, fitting: Fitting) -> Sampler:
+    """What samples for a run, with its ``sampling`` and the engine that its config names."""
+    engine = engine_of(trainer.sera.bootstrap)
+    return Sampler(trainer.accelerator, trainer.sampling, trainer.stop.check, engine, fitting)

@@ -23,7 +23,6 @@ from sera_plugin.evaluation import HeldOut
 from sera_plugin.external import margins_for
 from sera_plugin.finite import FiniteWeights
 from sera_plugin.fitting import Fitting
-from sera_plugin.generation import Sampler
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.metrics import (
@@ -42,7 +41,7 @@ from sera_plugin.resuming import complete_summaries, last_review, start_or_check
 from sera_plugin.review import Review, Reviewer
 from sera_plugin.reward_model import court_of
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
-from sera_plugin.sampling import sampling_settings
+from sera_plugin.sampling import sampler_of, sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
 from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
@@ -116,9 +115,7 @@ class SeRATrainer(RecordingTrainer):
             config=self.sera,
             pairs=self.pairs,
             scorer=scorer,
-            sampler=Sampler(
-                *(self.accelerator, self.sampling, self.stop.check), fitting=Fitting(may_cut)
-            ),
+            sampler=sampler_of(self, Fitting(may_cut)),
             policies=self.policies,
             seed=self.args.seed,
             beta=self.beta,

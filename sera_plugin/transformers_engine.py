@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,13 +49,31 @@ class InverseCdfSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_tokens
-        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        # Below the total even after rounding, so that no token without probability is drawn.
-        below = torch.nextafter(total, torch.zeros_like(total))
-        target = torch.minimum(self.draws[:, step : step + 1] * total, below)
-        token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        return only_drawn(scores, self.draws[:, step : step + 1])
+
+
+def only_drawn(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """0 at the token where a row's cumulative distribution passes its number, −∞ elsewhere.
+
+    Args:
+        scores: logits, shape (rows, vocabulary).
+        numbers: uniforms in [0, 1), float64, shape (rows, 1).
+    """
+    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Below the total even after rounding, so that no token without probability is drawn.
+    below = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(numbers * total, below)
+    token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
+    return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def warpers(settings: Sampling) -> LogitsProcessorList:
+    """What temperature and nucleus do to logits before a token is drawn."""
+    processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    return processors
 
 
 @contextmanager
@@ -113,6 +131,9 @@ class _Batch:
 @dataclass(frozen=True)
 class TransformersEngine:
     """Samples with ``generate``."""
+
+    name: ClassVar[str] = "transformers"
+    pads: ClassVar[bool] = True
 
     def sample(
         self,
@@ -226,8 +247,4 @@ class TransformersEngine:
 def _processors(settings: Sampling, draws: torch.Tensor | None, width: int) -> LogitsProcessorList:
     if draws is None:
         return LogitsProcessorList()
-    processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
-    if settings.top_p < 1:
-        processors.append(TopPLogitsWarper(settings.top_p))
-    processors.append(InverseCdfSampler(draws, width))
-    return processors
+    return LogitsProcessorList([*warpers(settings), InverseCdfSampler(draws, width)])

@@ -80,6 +80,7 @@ def test_defaults():
             "max_new_tokens": 512,
             "length_penalty": 0.0,
             "ensemble": False,
+            "engine": "transformers",
             "gather": "auto",
             "judge": "implicit",
             "judge_mode": "replace",

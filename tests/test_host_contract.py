@@ -29,6 +29,16 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import (
+    cache as paged_cache,
+)
+from transformers.generation.continuous_batching import (
+    cb_logits_processors,
+    continuous_api,
+    input_outputs,
+    model_runner,
+)
 from trl.models import utils as model_utils
 from trl.trainer import utils as trainer_utils
 
@@ -700,6 +710,55 @@ def test_generate_fills_gaps_in_our_settings_from_the_models():
         "generate no longer mixes the model's own generation settings into ours, so "
         "sera_plugin.generation need not hide them"
     )
+
+
+def test_continuous_batching_has_the_hooks_that_we_use():
+    manager = continuous_api.ContinuousBatchingManager
+    assert_names(
+        transformers.GenerationMixin.init_continuous_batching,
+        ["generation_config", "continuous_batching_config", "workload_hints"],
+    )
+    wanted = ["input_ids", "request_id", "max_new_tokens", "eos_token_id"]
+    assert set(wanted) <= set(names(manager.add_request))
+    assert {"timeout"} <= set(names(manager.get_result))
+    assert {"hard_stop"} <= set(names(manager.stop))
+    text = text_of(manager._create_batch_processor)
+    assert "logit_processor=self.logit_processor" in text, "draws are handed over in another way"
+    assert "getattr(self, 'batch_processor', None)" in text, "a processor is no longer used again"
+    found = set(re.findall(r"self\.model\.(\w+)", text))
+    assert found == {"config", "device", "dtype"}, (
+        f"the batch processor is made from the model's {found}; look at host/paged.py"
+    )
+    assert "getattr(self.model, 'tp_plan', {})" in text
+    assert "self.fatal_error = error" in text_of(manager._handle_critical_error)
+
+
+def test_continuous_batching_lets_us_draw_by_position():
+    batch = text_of(input_outputs.ContinuousBatchingIOs.prepare_batch_tensors)
+    moved = batch.index("state.position_offset += query_length")
+    assert moved < batch.index("logits_processors.prepare_tensor_args"), (
+        "RequestState.position_offset no longer counts the tokens of the pass that is prepared"
+    )
+    assert_names(
+        cb_logits_processors.ContinuousBatchingLogitsProcessorList.prepare_tensor_args,
+        ["requests_in_batch", "arg_storage"],
+    )
+    required = cb_logits_processors.ContinuousBatchingLogitsProcessor.__abstractmethods__
+    assert required == {"fill_defaults", "prepare_tensor_args", "__call__"}
+    source = inspect.getsource(cb_logits_processors.ContinuousBatchingLogitsProcessorList)
+    assert "self.tensors_required" in source
+    assert "self.do_sample" in text_of(model_runner.ModelRunner._sample), (
+        "what is sampled no longer is the only token that our processor leaves"
+    )
+
+
+def test_the_paged_cache_is_as_we_size_it():
+    update = names(paged_cache.PagedAttentionCache.update)
+    assert update[:2] == ["key_states", "value_states"], "look at _processor in host/paged.py"
+    config = transformers.LlamaConfig(num_hidden_layers=3)
+    assert len(paged_cache.group_layers_by_attn_type(config)[0]) == 1
+    fields = {f.name for f in dataclasses.fields(ContinuousBatchingConfig)}
+    assert {"block_size", "num_blocks", "max_batch_tokens", "max_requests_per_batch"} <= fields
 
 
 def test_tokens_without_a_trainer():

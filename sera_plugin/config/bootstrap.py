@@ -65,6 +65,11 @@ class BootstrapConfig(Block):
         "with the weight `sera.ensemble`; keeps a frozen copy of the trainable weights in host "
         "memory.",
     )
+    engine: Literal["transformers", "transformers_paged"] = Field(
+        default="transformers",
+        description="What samples: `transformers`, its `generate`; `transformers_paged`, its "
+        "continuous batching, for GPUs with flash attention.",
+    )
     gather: Literal["auto"] | bool = Field(
         default="auto",
         description="DeepSpeed ZeRO-3 only: gather all weights on every rank while sampling; "

@@ -11,6 +11,10 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
   ``trl.models.utils`` and ``trl.trainer.utils`` imported below
 * ``accelerate.Accelerator._dataloaders``
 * ``transformers.integrations.deepspeed.unset_hf_deepspeed_config`` and the variable it clears
+* ``transformers.GenerationMixin.init_continuous_batching`` and its ``ContinuousBatchingManager``:
+  ``add_request``, ``get_result``, ``logit_processor``, ``fatal_error``, ``batch_processor``,
+  ``_create_batch_processor``; ``ContinuousBatchingLogitsProcessorList``,
+  ``RequestState.position_offset``, ``PagedAttentionCache.update``, ``group_layers_by_attn_type``
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
 """
@@ -27,15 +31,18 @@ from sera_plugin.host.models import (
     tokenized,
     whole_models,
 )
+from sera_plugin.host.paged import PagedRequest, paged_answers
 from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
 
 __all__ = [
     "REFINEMENT",
     "KeyedCollator",
+    "PagedRequest",
     "RoundTrainer",
     "disable_gradient_checkpointing",
     "gathered_weights",
     "logps_of_batch",
+    "paged_answers",
     "plugin_config",
     "selective_log_softmax",
     "tokenized",
