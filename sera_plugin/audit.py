@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sera_plugin.audit_models import AuditModels, Trained, find_policy
 from sera_plugin.audit_results import Cut, cuts, ranked, write_kept, write_results
 from sera_plugin.config import SeraConfigError
+from sera_plugin.planning import read_yaml
 from sera_plugin.runfiles import RunError
+from sera_plugin.scores import log_ratios, margins, positions
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def audit(request: Request) -> Audit:
     table = ranked(columns, beta)
     order = table["example_id"].to_pylist()
     if wrong is not None:
-        at = {example_id: row for row, example_id in enumerate(columns["example_id"])}
-        wrong = wrong[[at[example_id] for example_id in order]]
+        wrong = wrong[positions(columns["example_id"], order)]
     found = cuts(table["margin"].to_numpy(), wrong)
     summary = {
         "config": str(request.config),
@@ -100,12 +100,8 @@ def audit(request: Request) -> Audit:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        first = " ".join(str(error).split())
-        raise SeraConfigError(f"{path} can't be read ({first}).") from error
-    if not isinstance(raw, dict) or "base_model" not in raw or "datasets" not in raw:
+    raw = read_yaml(path)
+    if "base_model" not in raw or "datasets" not in raw:
         raise SeraConfigError(f"{path} is not a config of Axolotl with base_model and datasets.")
     if raw.get("rl") not in ("dpo", "ipo"):
         raise SeraConfigError(f"rl: {raw.get('rl')} can't be audited; allowed are dpo and ipo.")
@@ -124,15 +120,13 @@ def _load(config: Path, folder: Path) -> tuple[Any, Any, Any]:
     from axolotl.cli.config import load_cfg
     from pydantic import ValidationError
 
-    from sera_plugin.preference_data import load_preference_data
+    from sera_plugin.preference_data import load_preference_data, refused
 
     try:
         # All pairs are audited, and the host writes its log beside the results, not into the run.
         cfg = load_cfg(str(config), val_set_size=0, output_dir=str(folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "config"
-        raise SeraConfigError(f"{config}: {key}: {first['msg']}") from error
+        raise refused(config, error) from error
     cfg.test_datasets = None
     meta, tokenizer = load_preference_data(cfg)
     return cfg, meta.train_dataset, tokenizer
@@ -171,7 +165,7 @@ def _scored(
     from accelerate import Accelerator
 
     from sera_plugin.offline import OfflineAnswers
-    from sera_plugin.scores import log_ratios, margins
+    from sera_plugin.records import text_column
     from sera_plugin.scoring import Scorer
 
     offline, rows = pairs
@@ -188,7 +182,11 @@ def _scored(
     own = margins(ratios, offline.chosen_tokens, offline.rejected_tokens, kind)
     if not np.isfinite(own).any():
         raise SeraConfigError("no pair has finite log-probs under both models.")
-    texts = {name: _texts(rows, name, tokenizer) for name in ("prompt", "chosen", "rejected")}
+    stored = rows.with_format("arrow")[:]
+    texts = {
+        name: text_column(stored, name, tokenizer.decode).to_pylist()
+        for name in ("prompt", "chosen", "rejected")
+    }
     known = {
         "example_id": list(offline.ids),
         "margin": own,
@@ -201,13 +199,6 @@ def _scored(
         **texts,
     }
     return known | _own_columns(rows, set(known))
-
-
-def _texts(rows: Any, name: str, tokenizer: Any) -> list[str]:
-    values = rows[name][:] if name in rows.column_names else []
-    if values and all(isinstance(value, str) for value in values):
-        return list(values)
-    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in rows[f"{name}_ids"][:]]
 
 
 def _own_columns(rows: Any, known: set[str]) -> dict[str, Any]:

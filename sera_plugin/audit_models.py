@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sera_plugin.config import SeraConfigError
+from sera_plugin.files import first_line
 
 ADAPTER, WHOLE = "adapter_config.json", "config.json"
 
@@ -110,8 +111,9 @@ class AuditModels:
             else:
                 model = self._load(self.trained.path)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SeraConfigError(f"{self.trained.path} can't be loaded: {first}") from error
+            raise SeraConfigError(
+                f"{self.trained.path} can't be loaded: {first_line(error)}"
+            ) from error
         model = self._prepared(model)
         with inference(model):
             yield model

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from transformers import get_linear_schedule_with_warmup
 
+from sera_plugin.dealing import shared
 from sera_plugin.identity import dataset_hash, permutation
 from sera_plugin.logs import logger
-from sera_plugin.offline import OfflineAnswers, OfflinePairs, with_reference_columns
+from sera_plugin.offline import OfflineAnswers, OfflinePairs
 from sera_plugin.policies import Snapshot
 from sera_plugin.scores import PairLogps, log_ratios, margins
 from sera_plugin.shards import REFERENCE, Origin, Shards
@@ -84,8 +84,10 @@ class Auxiliary:
         return loss_difference(one, other, self.beta, self.loss_type)
 
 
-def auxiliary_of(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> Auxiliary:
+def auxiliary_of(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> Auxiliary | None:
     """Align the auxiliary policy and score D with it, or read what is stored of that.
+
+    None where the rule of selection needs no such policy.
 
     Every rank must call this.
 
@@ -97,17 +99,18 @@ def auxiliary_of(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> Auxi
     Raises:
         RuntimeError: if the run is resumed and nothing is stored.
     """
+    if trainer.sera.selection.rule != "lossdiff_irm":
+        return None
     logps = _logps(trainer, model, resumed=resumed)
     return Auxiliary(logps, trainer.beta, trainer.loss_types[0])
 
 
 def _logps(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> PairLogps:
     shards = _shards(trainer)
-    stored = shards.read() if shards is not None else []
-    box = [(_columns(stored[0])) if stored else None]
-    broadcast_object_list(box, from_process=0)
-    if box[0] is not None:
-        return PairLogps(trainer.pairs.ids, *box[0])
+    stored = shared(trainer.accelerator, lambda: shards.read() if shards is not None else [])
+    if stored:
+        chosen, rejected = (stored[0][name].to_numpy() for name in ("chosen", "rejected"))
+        return PairLogps(trainer.pairs.ids, chosen, rejected)
     if resumed:
         raise RuntimeError(
             f"can't resume: {trainer.store.work} has no log-probs of the auxiliary policy, which "
@@ -137,10 +140,6 @@ def _logps(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> PairLogps:
     return found
 
 
-def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    return table.column("chosen").to_numpy(), table.column("rejected").to_numpy()
-
-
 def _shards(trainer: Any) -> Shards | None:
     origin: Origin = trainer.policies.reference_origin(REFERENCE)
     if not trainer.accelerator.is_main_process:
@@ -158,20 +157,20 @@ def _shards(trainer: Any) -> Shards | None:
             "loss": list(trainer.loss_types),
             "learning_rate": args.learning_rate,
             "weight_decay": args.weight_decay,
+            "max_grad_norm": args.max_grad_norm,
+            "max_length": args.max_length,
+            "micro_batch": args.per_device_train_batch_size,
             "batch": _batch_size(trainer),
+            "mixed_precision": trainer.accelerator.mixed_precision,
             "ranks": trainer.accelerator.num_processes,
         },
     )
 
 
 def _evaluation_pairs(trainer: Any) -> Dataset:
-    parts = [
-        with_reference_columns(pairs.dataset, trainer.held_out.reference[name]).select_columns(
-            COLUMNS
-        )
-        for name, pairs in trainer.held_out.pairs.items()
-    ]
-    return concatenate_datasets(parts)
+    given = trainer.eval_dataset
+    parts = given.values() if isinstance(given, dict) else [given]
+    return concatenate_datasets([part.select_columns(COLUMNS) for part in parts])
 
 
 def _batch_size(trainer: Any) -> int:

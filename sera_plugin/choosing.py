@@ -10,6 +10,7 @@ import numpy as np
 
 from sera_plugin import rules
 from sera_plugin.config import SelectionConfig
+from sera_plugin.config.fields import is_function
 from sera_plugin.rules import Evidence, Rule
 from sera_plugin.selection import rank, set_aside
 
@@ -137,7 +138,7 @@ def rule_of(settings: SelectionConfig) -> Rule:
     Raises:
         RuleError: if the user's own rule can't be imported.
     """
-    if ":" in settings.rule:
+    if is_function(settings.rule):
         return rules.checked(
             rules.load_function(settings.rule, "sera.selection.rule"), settings.rule
         )

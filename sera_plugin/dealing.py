@@ -65,7 +65,9 @@ def deal(
     Raises:
         OSError: on the main process, if a shard can't be written.
     """
-    done = _reused(codec, shards, description, count) if stored else {}
+    done: dict[int, T] = {}
+    if stored:
+        done = shared(accelerator, lambda: _finished(codec, shards, description, count))
     left = [number for number in range(count) if number not in done]
     ranks, rank = accelerator.num_processes, accelerator.process_index
     with PassProgress(description, count, len(done), shown=accelerator.is_main_process) as progress:
@@ -95,21 +97,18 @@ def shared(accelerator: Accelerator, read: Callable[[], T]) -> T:
     return found[0]
 
 
-def _reused(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:
-    """What the main process finds on disk, on every rank."""
+def _finished(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:
+    """Results on disk, by number of their batch."""
+    tables = shards.read() if shards is not None else []
     done: dict[int, T] = {}
-    if shards is not None:
-        tables = shards.read()
-        for table in tables:
-            done |= codec.decode(table)
-        if tables:
-            LOG.info(
-                "%s: %d of %d batches are reused from %d finished shards.",
-                description,
-                len(done),
-                count,
-                len(tables),
-            )
-    box = [done]
-    broadcast_object_list(box, from_process=0)
-    return box[0]
+    for table in tables:
+        done |= codec.decode(table)
+    if tables:
+        LOG.info(
+            "%s: %d of %d batches are reused from %d finished shards.",
+            description,
+            len(done),
+            count,
+            len(tables),
+        )
+    return done

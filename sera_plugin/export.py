@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from sera_plugin.files import first_line
 from sera_plugin.runfiles import RunError, RunFiles, StoredRound, read_json_lines
 
 OFFLINE, FRESH = "offline", "bootstrapped"
@@ -241,8 +242,8 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
-            f"--push-to-hub {repository}: {first.rstrip('.')}; the dataset is in {folder}."
+            f"--push-to-hub {repository}: {first_line(error).rstrip('.')}; the dataset is in "
+            f"{folder}."
         ) from error
     return str(url)

@@ -45,6 +45,11 @@ def what_happened(error: Exception) -> str:
     return f"is damaged ({error})"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def checksum(content: bytes) -> str:
     """SHA-256 in hex, as ``sha256sum`` prints it."""
     return hashlib.sha256(content).hexdigest()

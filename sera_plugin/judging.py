@@ -22,6 +22,7 @@ from sera_plugin.dealing import deal
 from sera_plugin.pairing import Candidate, Pool, Verdict
 from sera_plugin.rollouts import Prompt
 from sera_plugin.rules import load_function
+from sera_plugin.scoring import Answers
 from sera_plugin.shards import Origin, Shards
 
 KEY = "sera.bootstrap.judge"
@@ -104,7 +105,7 @@ def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:
         JudgeError: one sentence, when it raises, returns another number of scores, or a score
             that is neither a finite number nor None.
     """
-    name = judge.identity.rsplit(":", 1)[0]
+    name = _name(judge)
     try:
         scores = list(judge(questions))
     except Exception as error:
@@ -124,6 +125,11 @@ def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:
                 "None where it has no opinion."
             )
     return [None if score is None else float(score) for score in scores]
+
+
+def _name(judge: Judge) -> str:
+    """The judge's identity without the hash at its end."""
+    return judge.identity.rpartition(":")[0]
 
 
 def _is_number(score: Any) -> bool:
@@ -233,19 +239,18 @@ class Court:
         scores = [score for number in range(len(batches)) for score in found[number]]
         if questions and all(score is None for score in scores):
             raise JudgeError(
-                f"{KEY}: {self.judge.identity.rsplit(':', 1)[0]} has no opinion on any of the "
-                f"{len(scores)} answers; it must return a number for some of them."
+                f"{KEY}: {_name(self.judge)} has no opinion on any of the {len(scores)} answers; "
+                "it must return a number for some of them."
             )
         return scores
 
     def _shards(self, questions: Sequence[Question], label: str) -> Shards | None:
         if not self.accelerator.is_main_process:
             return None
-        digest = hashlib.blake2b(digest_size=16)
-        for question in questions:
-            for part in (question.prompt_ids, question.completion_ids):
-                digest.update(len(part).to_bytes(8, "big"))
-                digest.update(np.asarray(part, dtype=np.int64).tobytes())
-            digest.update(question.example_id.encode() + b"\0")
-        origin = Origin(self.folder, label, self.judge.identity)
-        return Shards.of(origin, {"pass": "judge", "questions": digest.hexdigest(), "batch": BATCH})
+        determined_by = {
+            "pass": "judge",
+            "answers": Answers([(q.prompt_ids, q.completion_ids) for q in questions]).digest(),
+            "examples": [q.example_id for q in questions],
+            "batch": BATCH,
+        }
+        return Shards.of(Origin(self.folder, label, self.judge.identity), determined_by)

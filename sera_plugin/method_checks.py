@@ -7,7 +7,8 @@ from typing import Any
 
 from sera_plugin.choosing import rule_of
 from sera_plugin.config import SeraConfig, SeraConfigError
-from sera_plugin.config.bootstrap import IMPLICIT, is_function
+from sera_plugin.config.bootstrap import IMPLICIT
+from sera_plugin.config.fields import is_function
 from sera_plugin.external import missing_columns
 from sera_plugin.quality import quality_text
 from sera_plugin.refinement import LOSSES
@@ -36,16 +37,16 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
         )
     if config.refinement is not None:
         quality_text(config.refinement.prompt)
-        _check_loss(cfg)
+        _check_loss(cfg, "sera.refine, which changes the margin in the loss")
 
 
-def _check_loss(cfg: Any) -> None:
-    kinds = cfg.get("dpo_loss_type") or ["sigmoid"]
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+def _check_loss(cfg: Any, what: str) -> None:
+    given = cfg.get("dpo_loss_type") or "sigmoid"
+    kinds = [given] if isinstance(given, str) else list(given)
     if rl_of(cfg) == "dpo" and kinds not in ([loss] for loss in LOSSES):
         raise SeraConfigError(
-            f"dpo_loss_type: {in_yaml(kinds)} can't be used with sera.refine, which is defined for "
-            "sigmoid (the default) and ipo alone."
+            f"dpo_loss_type: {in_yaml(given)} can't be used with {what}; allowed are sigmoid (the "
+            "default) and ipo."
         )
 
 
@@ -58,16 +59,7 @@ def _check_lossdiff(cfg: Any, config: SeraConfig) -> None:
             f"{key} needs evaluation pairs to align its auxiliary policy on; set test_datasets or "
             "val_set_size."
         )
-    kinds = cfg.get("dpo_loss_type") or ["sigmoid"]
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    if rl_of(cfg) == "dpo" and kinds not in (
-        ["sigmoid"],
-        ["ipo"],
-    ):
-        raise SeraConfigError(
-            f"dpo_loss_type: {in_yaml(cfg.get('dpo_loss_type'))} can't be used with {key}, which "
-            "compares losses pair by pair; allowed are sigmoid and ipo."
-        )
+    _check_loss(cfg, f"{key}, which compares losses pair by pair")
     for name in ("deepspeed", "fsdp", "fsdp_config", "fp16"):
         if cfg.get(name):
             raise SeraConfigError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from sera_plugin.checks import check_dataset, check_tokenizer, plan_of, zero_stage
 from sera_plugin.config import SeraConfigError
+from sera_plugin.files import first_line
 from sera_plugin.planning import Lengths, RunPlan, Speed, assemble, read_block
 from sera_plugin.scaling import ModelSize
 
@@ -63,6 +64,8 @@ def _validated(path: Path, raw: dict[str, Any], processes: int) -> Any:
     from axolotl.utils.dict import DictDefault
     from pydantic import ValidationError
 
+    from sera_plugin.preference_data import refused
+
     cfg = DictDefault(raw)
     cfg.axolotl_config_path = str(path)
     prepare_plugins(cfg)
@@ -74,15 +77,12 @@ def _validated(path: Path, raw: dict[str, Any], processes: int) -> Any:
             env_capabilities={"torch_version": torch.__version__.split("+")[0]},
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "config"
-        raise SeraConfigError(f"{path}: {key}: {first['msg']}") from error
+        raise refused(path, error) from error
     cfg.planned_dtype_bytes = _dtype_bytes(cfg)
     try:
         normalize_config(cfg)
     except (OSError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SeraConfigError(f"base_model: {cfg.base_model}: {first_line}") from error
+        raise SeraConfigError(f"base_model: {cfg.base_model}: {first_line(error)}") from error
     cfg.batch_size = cfg.batch_size * processes
     cfg.world_size = processes
     plugin_set_cfg(cfg)

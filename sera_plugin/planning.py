@@ -12,6 +12,7 @@ import yaml
 from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
 from sera_plugin.runfiles import RunError, RunFiles
 from sera_plugin.scaling import (
+    GENERATION_BATCHES,
     Memory,
     ModelSize,
     forwards_per_rank,
@@ -22,8 +23,6 @@ from sera_plugin.scaling import (
 from sera_plugin.schedule import RoundSize, Schedule, share_of
 
 PHASES = ("scoring", "generation", "training")
-GENERATION_BATCHES = 8
-"""As in ``trainer``: sampling takes this many times the tokens of a scoring batch."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ class RunPlan:
     seconds: float | None
 
 
-def read_block(path: Path) -> tuple[dict[str, Any], SeraConfig]:
-    """The raw YAML and its ``sera:`` block.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of Axolotl's YAML.
 
     Raises:
         SeraConfigError: one sentence.
@@ -140,6 +139,16 @@ def read_block(path: Path) -> tuple[dict[str, Any], SeraConfig]:
         raise SeraConfigError(f"{path} can't be read ({' '.join(str(error).split())}).") from error
     if not isinstance(raw, dict):
         raise SeraConfigError(f"{path} is not a config of Axolotl.")
+    return raw
+
+
+def read_block(path: Path) -> tuple[dict[str, Any], SeraConfig]:
+    """The raw YAML and its ``sera:`` block.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    raw = read_yaml(path)
     config = parse_block(raw.get("sera"))
     if config is None:
         raise SeraConfigError(f"{path} has no sera: block, so there are no rounds to plan.")

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from sera_plugin.config import SeraConfigError
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from transformers import PreTrainedTokenizerBase
 
 
@@ -36,6 +37,13 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
             raise
         raise SeraConfigError(sentence) from error
     return meta, load_tokenizer(cfg)
+
+
+def refused(path: Path, error: ValidationError) -> SeraConfigError:
+    """What the host finds wrong with a config, as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or "config"
+    return SeraConfigError(f"{path}: {key}: {first['msg']}")
 
 
 def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:

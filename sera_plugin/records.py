@@ -77,7 +77,7 @@ def _batches(pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> Iterato
             [
                 pa.array(pairs.ids[start:stop], pa.string()),
                 *(
-                    _text(table, part, tokenizer.decode)
+                    text_column(table, part, tokenizer.decode)
                     for part in ("prompt", "chosen", "rejected")
                 ),
                 *(pa.array(column[start:stop], pa.int64()) for column in lengths),
@@ -86,8 +86,14 @@ def _batches(pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> Iterato
         )
 
 
-def _text(table: pa.Table, part: str, decode: Callable[..., Any]) -> pa.Array:
-    """The text as the trainer tokenized it, or the tokens as text where there is none."""
+def text_column(table: pa.Table, part: str, decode: Callable[..., Any]) -> pa.Array:
+    """The text as the trainer tokenized it, or the tokens as text where there is none.
+
+    Args:
+        table: rows of a tokenized dataset.
+        part: ``prompt``, ``chosen`` or ``rejected``.
+        decode: the tokenizer's.
+    """
     if part in table.column_names:
         column = table.column(part)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import broadcast_object_list
 
 from sera_plugin.artifacts import write_gaps
 from sera_plugin.config import RefineConfig
+from sera_plugin.dealing import shared
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.policies import Policies
@@ -113,16 +113,13 @@ class Refiner:
 
     def _stored(self, path: Path) -> pa.Table:
         """What the main process reads, on every rank."""
-        found = [None]
-        if self._accelerator.is_main_process and path.exists():
-            found = [pq.read_table(path)]
-        broadcast_object_list(found, from_process=0)
-        if found[0] is None:
+        found = shared(self._accelerator, lambda: pq.read_table(path) if path.exists() else None)
+        if found is None:
             raise RuntimeError(
                 f"can't resume: {path} is missing; restore it or start again without "
                 "resume_from_checkpoint."
             )
-        return found[0]
+        return found
 
     def _score(self, number: int, dataset: RoundDataset) -> pa.Table:
         rows = [i for i, row in enumerate(dataset.rows) if self.quality.fits(row)]

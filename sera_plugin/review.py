@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from sera_plugin.auxiliary import Auxiliary
 from sera_plugin.bootstrapping import Bootstrapped, Bootstrapper, Past
 from sera_plugin.choosing import Choice, History, choose
 from sera_plugin.config import SeraConfig
+from sera_plugin.fitting import Fitting
 from sera_plugin.offline import OfflineAnswers, OfflinePairs
 from sera_plugin.policies import Policies
 from sera_plugin.recording import Recorded
+from sera_plugin.reward_model import court_of
 from sera_plugin.rounds import Composition, compose
+from sera_plugin.sampling import sampler_of
 from sera_plugin.schedule import RoundSize
-from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
+from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins, positions
 from sera_plugin.scoring import Phase, Scorer, phase_of
 from sera_plugin.selection import check_numbers, set_aside
 from sera_plugin.shards import REFERENCE, round_label
@@ -99,18 +103,17 @@ class Reviewer:
             size, table, reference, past, tuple(ratios.values())
         )
         composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs, flipped)
-        scoring += more
         return Review(
-            size,
-            table,
-            choice,
-            history,
-            composition,
-            fresh,
-            evaluation,
-            ratios,
-            scoring,
-            generation,
+            size=size,
+            table=table,
+            choice=choice,
+            history=history,
+            composition=composition,
+            bootstrapped=fresh,
+            evaluation=evaluation,
+            held_out=ratios,
+            scoring=scoring + more,
+            generation=generation,
         )
 
     def score_offline(
@@ -162,7 +165,9 @@ class Reviewer:
             self.config.selection.margin,
         )
         check_numbers(np.isfinite(own), self.config.max_set_aside, f"round {size.number}")
-        before = _aligned_margins(past.table, self.pairs.ids)
+        before = None
+        if past.table is not None:
+            before = past.table.margin[positions(past.table.ids, self.pairs.ids)]
         mixed = set_aside(ensemble(own, before, self.config.ensemble))
         earlier = past.history
         history = History.of(
@@ -180,8 +185,15 @@ class Reviewer:
             seed=self.seed,
         )
         table = ReviewTable(
-            *(self.pairs.ids, policy, ratios, own, mixed),
-            *(choice.kept, choice.scores, choice.flipped, measured_in),
+            ids=self.pairs.ids,
+            policy=policy,
+            ratios=ratios,
+            margin=own,
+            ensembled=mixed,
+            kept=choice.kept,
+            score=choice.scores,
+            flipped=choice.flipped,
+            measured_in=measured_in,
         )
         return table, choice, history, phase
 
@@ -191,8 +203,43 @@ class Reviewer:
         return self.auxiliary.difference(policy, reference, self.pairs)
 
 
-def _aligned_margins(previous: ReviewTable | None, ids: tuple[str, ...]) -> np.ndarray | None:
-    if previous is None:
-        return None
-    where = {example_id: row for row, example_id in enumerate(previous.ids)}
-    return previous.margin[np.array([where[i] for i in ids], dtype=np.int64)]
+def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
+    """The reviewer of a run, with all that scores, samples and judges for it.
+
+    Args:
+        trainer: the run's trainer, with its models, data and settings of sampling.
+        token_budget: most padded tokens of a scoring batch.
+
+    Raises:
+        RuleError: if the judge's function can't be imported.
+        JudgeError: if a reward model can't be used.
+    """
+    may_cut = not trainer.policies.sharded
+    scorer = Scorer(
+        accelerator=trainer.accelerator,
+        pad_token_id=trainer._tokenizer.pad_token_id,
+        max_length=trainer.args.max_length,
+        token_budget=token_budget,
+        after_shard=trainer.stop.check,
+        fitting=Fitting(may_cut),
+    )
+    bootstrapper = Bootstrapper(
+        config=trainer.sera,
+        pairs=trainer.pairs,
+        scorer=scorer,
+        sampler=sampler_of(trainer, Fitting(may_cut)),
+        policies=trainer.policies,
+        seed=trainer.args.seed,
+        beta=trainer.beta,
+        court=court_of(trainer),
+    )
+    return Reviewer(
+        config=trainer.sera,
+        pairs=trainer.pairs,
+        evaluation=trainer.held_out.pairs,
+        scorer=scorer,
+        policies=trainer.policies,
+        bootstrapper=bootstrapper,
+        seed=trainer.args.seed,
+        external=trainer.external,
+    )

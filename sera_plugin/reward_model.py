@@ -14,7 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sera_plugin.config.bootstrap import IMPLICIT, is_function
+from sera_plugin.config.bootstrap import IMPLICIT
+from sera_plugin.config.fields import is_function
+from sera_plugin.files import first_line
 from sera_plugin.fingerprint import fingerprint
 from sera_plugin.host import whole_models
 from sera_plugin.judging import KEY, Court, FunctionJudge, Judge, JudgeError, Question
@@ -61,9 +63,8 @@ class RewardModelJudge:
                 self._model = AutoModelForSequenceClassification.from_pretrained(path).eval()
             self._own = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise JudgeError(
-                f"{KEY}: {path} can't be loaded as a reward model ({reason})."
+                f"{KEY}: {path} can't be loaded as a reward model ({first_line(error)})."
             ) from error
         if self._model.config.num_labels != 1:
             raise JudgeError(

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sera_plugin.files import SEAL
+from sera_plugin.files import SEAL, first_line
 
 
 class RunError(ValueError):
@@ -204,8 +204,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} can't be read ({first}).") from error
+        raise RunError(f"{path} can't be read ({first_line(error)}).") from error
 
 
 def _stored(number: int, folder: Path) -> StoredRound | None:

@@ -8,9 +8,7 @@ from sera_plugin.endings import common_ending
 from sera_plugin.engines import engine_of
 from sera_plugin.fitting import Fitting
 from sera_plugin.generation import Sampler, Sampling
-
-GENERATION_BATCHES = 8
-"""Sampling keeps no activations for a backward pass, so it takes more tokens than training."""
+from sera_plugin.scaling import GENERATION_BATCHES
 
 
 def sampling_settings(trainer: Any, training_tokens: int) -> Sampling:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 GIB = 2**30
 
+GENERATION_BATCHES = 8
+"""Sampling keeps no activations for a backward pass, so its batches hold so many times the tokens
+of a scoring batch."""
+
 HOST_BYTES_PER_PAIR = 1100
 """Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
 

@@ -8,6 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def positions(ids: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Where in ``ids`` each of ``wanted`` is, int64, shape (len(wanted),).
+
+    Raises:
+        KeyError: if one is missing.
+    """
+    where = {example_id: row for row, example_id in enumerate(ids)}
+    missing = [example_id for example_id in wanted if example_id not in where]
+    if missing:
+        raise KeyError(f"{len(missing)} examples are missing, the first is {missing[0]}")
+    return np.array([where[example_id] for example_id in wanted], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class PairLogps:
     """Log-probs of both answers of every pair under one model.
@@ -40,11 +53,7 @@ class PairLogps:
         Raises:
             KeyError: if an id is missing.
         """
-        where = {example_id: row for row, example_id in enumerate(self.ids)}
-        missing = [example_id for example_id in ids if example_id not in where]
-        if missing:
-            raise KeyError(f"{len(missing)} examples have no log-probs, the first is {missing[0]}")
-        rows = np.array([where[example_id] for example_id in ids], dtype=np.int64)
+        rows = positions(self.ids, ids)
         return PairLogps(tuple(ids), self.chosen[rows], self.rejected[rows])
 
 

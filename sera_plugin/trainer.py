@@ -15,14 +15,13 @@ from transformers import set_seed
 
 from sera_plugin.artifacts import candidate_rows, fresh_lines
 from sera_plugin.auxiliary import auxiliary_of
-from sera_plugin.bootstrapping import Bootstrapper, Past
+from sera_plugin.bootstrapping import Past
 from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
 from sera_plugin.estimate import estimate_text
 from sera_plugin.evaluation import HeldOut
 from sera_plugin.external import margins_for
 from sera_plugin.finite import FiniteWeights
-from sera_plugin.fitting import Fitting
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
 from sera_plugin.metrics import (
@@ -38,12 +37,10 @@ from sera_plugin.recording_trainer import RecordingTrainer
 from sera_plugin.records import write_log
 from sera_plugin.refiner import Refiner, refiner_of
 from sera_plugin.resuming import complete_summaries, last_review, start_or_check
-from sera_plugin.review import Review, Reviewer
-from sera_plugin.reward_model import court_of
+from sera_plugin.review import Review, reviewer_of
 from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
-from sera_plugin.sampling import sampler_of, sampling_settings
+from sera_plugin.sampling import sampling_settings
 from sera_plugin.schedule import Batching, Schedule, plan
-from sera_plugin.scoring import Scorer
 from sera_plugin.selection import check_numbers
 from sera_plugin.showcase import log_samples
 from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
@@ -105,47 +102,22 @@ class SeRATrainer(RecordingTrainer):
         self.policies = Policies(self, model)
         self.held_out = HeldOut(self.eval_dataset, self.args.max_length, self.sera.max_set_aside)
         budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
-        may_cut = not self.policies.sharded
-        scorer = Scorer(
-            *(self.accelerator, self._tokenizer.pad_token_id, self.args.max_length),
-            *(budget, self.stop.check, Fitting(may_cut)),
-        )
         self.sampling = sampling_settings(self, budget)
-        bootstrapper = Bootstrapper(
-            config=self.sera,
-            pairs=self.pairs,
-            scorer=scorer,
-            sampler=sampler_of(self, Fitting(may_cut)),
-            policies=self.policies,
-            seed=self.args.seed,
-            beta=self.beta,
-            court=court_of(self),
-        )
-        seed, judged = self.args.seed, self.external
-        self.reviewer = Reviewer(
-            self.sera,
-            self.pairs,
-            self.held_out.pairs,
-            scorer,
-            self.policies,
-            bootstrapper,
-            seed,
-            judged,
-        )
-        self.refiner = refiner_of(self, scorer)
+        self.reviewer = reviewer_of(self, budget)
+        self.refiner = refiner_of(self, self.reviewer.scorer)
         self.resumed_within = epochs_done + 1 if updates_done else None
-        start_or_check(self, resumed=bool(epochs_done or updates_done))
+        resumed = bool(epochs_done or updates_done)
+        start_or_check(self, resumed=resumed)
         if self.accelerator.is_main_process:
             LOG.info("%s", estimate_text(self))
-        if epochs_done < self.schedule.last_round:
+        rounds_left = epochs_done < self.schedule.last_round
+        if rounds_left:
             self._score_reference()
         self._restore(epochs_done)
-        if epochs_done < self.schedule.last_round:
-            self.start_recording(checkpoint)
         self._score_held_out_reference()
-        ahead = epochs_done < self.schedule.last_round
-        if ahead and self.sera.selection.rule == "lossdiff_irm":
-            auxiliary = auxiliary_of(self, model, resumed=bool(epochs_done or updates_done))
+        if rounds_left:
+            self.start_recording(checkpoint)
+            auxiliary = auxiliary_of(self, model, resumed=resumed)
             self.reviewer = replace(self.reviewer, auxiliary=auxiliary)
 
     def _score_reference(self) -> None:

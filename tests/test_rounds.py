@@ -153,5 +153,5 @@ def test_round_dataset_by_hand():
 
 
 def test_round_dataset_refuses_rows_without_reference():
-    with pytest.raises(KeyError, match="1 examples have no log-probs, the first is z"):
+    with pytest.raises(KeyError, match="1 examples are missing, the first is z"):
         RoundDataset([RoundRow("z/offline", "z")], PAIRS, POSITION, REFERENCE)

@@ -88,7 +88,7 @@ def test_swapping_the_sides_negates_the_margin():
 
 
 def test_aligned_names_what_is_missing():
-    with pytest.raises(KeyError, match="2 examples have no log-probs, the first is y"):
+    with pytest.raises(KeyError, match="2 examples are missing, the first is y"):
         POLICY.aligned(["a", "y", "z"])
 
 

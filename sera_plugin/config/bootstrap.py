@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,11 +10,6 @@ from sera_plugin.config.fields import Block, Count, Float, Int
 from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
 
 IMPLICIT = "implicit"
-
-
-def is_function(judge: str) -> bool:
-    """Whether ``sera.bootstrap.judge`` names a function, not a model."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", judge) is not None
 
 
 class BootstrapConfig(Block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,6 +19,15 @@ Int = Annotated[int, Field(strict=True), BeforeValidator(_not_bool)]
 # Pydantic drops one of two bounds of a kind, so a field with an upper bound of its own takes Int.
 Count = Annotated[int, Field(strict=True, le=MOST), BeforeValidator(_not_bool)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_bool)]
+
+
+FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""``package.module:function``."""
+
+
+def is_function(value: str) -> bool:
+    """Whether a value names a function of the user's own."""
+    return re.fullmatch(FUNCTION, value) is not None
 
 
 def false_means(value: Any, block: Any) -> BeforeValidator:

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sera_plugin.config.fields import MOST, Block, Count, Float
+from sera_plugin.config.fields import FUNCTION, MOST, Block, Count, Float
 
 KEEP = 0.7
 Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
 Percentile = Annotated[Float, Field(ge=0, le=100)]
 Scale = Annotated[Float, Field(gt=0)]
-Path = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=500)]
+Path = Annotated[str, Field(pattern=FUNCTION, max_length=500)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
