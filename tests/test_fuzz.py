@@ -167,6 +167,7 @@ def assert_one_sentence(sentence: str) -> None:
 @example("{null: 1}")
 @example("{ensemble: <huge number>}")
 @example('{"\\ud800": "\\ud800"}')
+@example('{"\\U0001F642": {"\\x1f": 1}}')
 @example("{to_dict: 1, items: 2, keys: 3, get: 4}")
 @example("[{fraction: 0.2}]")
 @example("{warmup_rounds: 2147483647}")

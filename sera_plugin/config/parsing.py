@@ -45,7 +45,11 @@ def _plain(value: Any, path: str = "sera", levels: int = 3) -> Any:
     for key in value:
         if not isinstance(key, str) or not key.isprintable():
             raise SeraConfigError(f"{path}: {_show(key)} is not a key of SeRA; keys are words.")
-    return {k: _plain(v, f"{path}.{k}", levels - 1) for k, v in value.items() if v is not None}
+    return {
+        k: _plain(v, f"{path}.{k if k.isascii() else _show(k)}", levels - 1)
+        for k, v in value.items()
+        if v is not None
+    }
 
 
 def _show(value: Any, limit: int = 80) -> str:
