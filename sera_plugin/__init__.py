@@ -20,6 +20,7 @@ Data flows one way; read the modules in this order:
 ``rounds``         union of kept and bootstrapped pairs as a dataset of exact size
 ``shards``         finished parts of passes on disk, with checksums, reused by a restart
 ``progress``       a bar on a terminal, log lines elsewhere
+``objects``        Python objects sent between ranks, in pieces (collectives)
 ``dealing``        batches dealt to all ranks, a shard written per group (collectives)
 ``fingerprint``    identity of a model: a hash of its weights (torch, collectives)
 ``fitting``        batches that fit the memory

@@ -19,9 +19,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import get_linear_schedule_with_warmup
 
-from sera_plugin.dealing import shared
 from sera_plugin.identity import dataset_hash, permutation
 from sera_plugin.logs import logger
+from sera_plugin.objects import shared
 from sera_plugin.offline import OfflineAnswers, OfflinePairs
 from sera_plugin.policies import Snapshot
 from sera_plugin.scores import PairLogps, log_ratios, margins
@@ -107,7 +107,7 @@ def auxiliary_of(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> Auxi
 
 def _logps(trainer: Any, model: torch.nn.Module, *, resumed: bool) -> PairLogps:
     shards = _shards(trainer)
-    stored = shared(trainer.accelerator, lambda: shards.read() if shards is not None else [])
+    stored = shared(lambda: shards.read() if shards is not None else [])
     if stored:
         chosen, rejected = (stored[0][name].to_numpy() for name in ("chosen", "rejected"))
         return PairLogps(trainer.pairs.ids, chosen, rejected)

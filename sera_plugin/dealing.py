@@ -8,13 +8,13 @@ them equally. A batch is stored under its number in the plan, which no number of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 
 from sera_plugin.logs import logger
+from sera_plugin.objects import gathered, shared
 from sera_plugin.progress import PassProgress
 from sera_plugin.shards import Shards
 
@@ -67,7 +67,7 @@ def deal(
     """
     done: dict[int, T] = {}
     if stored:
-        done = shared(accelerator, lambda: _finished(codec, shards, description, count))
+        done = shared(lambda: _finished(codec, shards, description, count))
     left = [number for number in range(count) if number not in done]
     ranks, rank = accelerator.num_processes, accelerator.process_index
     with PassProgress(description, count, len(done), shown=accelerator.is_main_process) as progress:
@@ -81,20 +81,13 @@ def deal(
                     found.append((mine, result))
                 at_once = min(ranks, len(numbers) - first)
                 progress.advance(at_once, at_once * tokens(mine, result) if tokens else 0)
-            gathered: dict[int, T] = dict(sorted(gather_object(found), key=lambda pair: pair[0]))
+            whole: dict[int, T] = dict(sorted(gathered(found), key=lambda pair: pair[0]))
             if shards is not None:
-                shards.write(codec.encode(gathered))
-            done |= gathered
+                shards.write(codec.encode(whole))
+            done |= whole
             if after_shard is not None:
                 after_shard()
     return done
-
-
-def shared(accelerator: Accelerator, read: Callable[[], T]) -> T:
-    """What ``read`` gives on the main process, on every rank. Every rank must call this alike."""
-    found: list[Any] = [read() if accelerator.is_main_process else None]
-    broadcast_object_list(found, from_process=0)
-    return found[0]
 
 
 def _finished(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:

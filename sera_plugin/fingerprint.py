@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from sera_plugin.objects import gathered
 
 # Neither changes log-probs, and the host sets both as it goes along.
 _IRRELEVANT = {"use_cache", "_name_or_path"}
@@ -45,7 +46,7 @@ def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] 
         for piece in pieces_of(tensor):
             digest.update(f"\0{piece.dtype}{tuple(piece.shape)}\0".encode())
             digest.update(content_of(piece))
-    shares = dict.fromkeys(gather_object([digest.hexdigest()]))
+    shares = dict.fromkeys(gathered([digest.hexdigest()]))
     return hashlib.blake2b("".join(shares).encode(), digest_size=16).hexdigest()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +25,7 @@ from sera_plugin.host import (
     use_adapter,
 )
 from sera_plugin.logs import logger
+from sera_plugin.objects import gathered
 from sera_plugin.pairing import Source
 from sera_plugin.placement import Placement, resting_place
 from sera_plugin.scaling import choose_gather
@@ -269,7 +269,7 @@ class Policies:
         """Decide, equally on every rank, whether sampling gathers all weights."""
         parameters: Iterator[Any] = model.parameters()
         weights = sum(p.ds_numel * p.element_size() for p in parameters)
-        free = min(gather_object([_free_bytes(self._trainer.accelerator.device)]))
+        free = min(gathered([_free_bytes(self._trainer.accelerator.device)]))
         gather, why = choose_gather(self._trainer.sera.bootstrap.gather, weights, free)
         LOG.info("Sampling %s all weights on every rank (%s).", _DOES[gather], why)
         return gather

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate.utils import gather_object
 
 from sera_plugin.files import explained, write_synced
+from sera_plugin.objects import gathered
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.rounds import RoundRow, offline_example
 from sera_plugin.scores import PairLogps
@@ -149,7 +149,7 @@ class Recorder:
         """What is known now, the same on every rank; all of them must call this."""
         rows = np.flatnonzero(self._update >= 0)
         mine = Notes(rows, self._update[rows], self._round[rows], self._logps[rows])
-        self._known = merge(self._known, gather_object([mine]))
+        self._known = merge(self._known, gathered([mine]))
         self._forget()
         return self._known
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.dealing import shared
 from sera_plugin.host import RoundTrainer
+from sera_plugin.objects import shared
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.recording import Recorded, Recorder
 from sera_plugin.rounds import RoundRow
@@ -25,10 +24,6 @@ class RecordingTrainer(RoundTrainer):
     reference: PairLogps
     recorder: Recorder
 
-    def _shared(self, read: Any) -> Any:
-        """What the main process reads, on every rank."""
-        return shared(self.accelerator, read)
-
     def start_recording(self, checkpoint: Path | None) -> None:
         """Begin where ``checkpoint`` was saved, or at the start of the run."""
         self.notes_logps = self.sera.selection.source == "training"
@@ -36,7 +31,7 @@ class RecordingTrainer(RoundTrainer):
             return
         known = Recorded.start(self.reference)
         if checkpoint is not None:
-            known = self._shared(lambda: Recorded.load(checkpoint, self.pairs.ids))
+            known = shared(lambda: Recorded.load(checkpoint, self.pairs.ids))
         self.recorder = Recorder(self.pairs, known)
 
     def record_round(self, number: int, rows: Sequence[RoundRow]) -> None:

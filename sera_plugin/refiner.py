@@ -19,9 +19,9 @@ import torch
 
 from sera_plugin.artifacts import write_gaps
 from sera_plugin.config import RefineConfig
-from sera_plugin.dealing import shared
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
+from sera_plugin.objects import shared
 from sera_plugin.policies import Policies
 from sera_plugin.preference_data import chat_templates
 from sera_plugin.quality import QualityWriter
@@ -113,7 +113,7 @@ class Refiner:
 
     def _stored(self, path: Path) -> pa.Table:
         """What the main process reads, on every rank."""
-        found = shared(self._accelerator, lambda: pq.read_table(path) if path.exists() else None)
+        found = shared(lambda: pq.read_table(path) if path.exists() else None)
         if found is None:
             raise RuntimeError(
                 f"can't resume: {path} is missing; restore it or start again without "

@@ -13,8 +13,8 @@ from typing import Any
 from sera_plugin.artifacts import run_settings
 from sera_plugin.changes import compare
 from sera_plugin.config import SeraConfigError
-from sera_plugin.dealing import shared
 from sera_plugin.logs import logger
+from sera_plugin.objects import shared
 from sera_plugin.records import PAIRS_FILE, write_pairs
 from sera_plugin.store import RunStore, StoreError
 from sera_plugin.tables import RoundRecord
@@ -29,7 +29,7 @@ def start_or_check(trainer: Any, *, resumed: bool) -> None:
         SeraConfigError: if the resumed run would not be the one that was started.
     """
     settings = run_settings(trainer)
-    stored = shared(trainer.accelerator, trainer.store.read_run) if resumed else None
+    stored = shared(trainer.store.read_run) if resumed else None
     if stored is not None:
         changes = compare(stored, settings)
         if changes.unsafe:
@@ -102,9 +102,7 @@ def last_review(trainer: Any, epochs_done: int, resumed_within: int | None) -> R
     number = resumed_within or epochs_done
     if number == 0 or not trainer.schedule.rounds[number - 1].reviewed:
         return None
-    record: RoundRecord | None = shared(
-        trainer.accelerator, lambda: trainer.store.read_round(number)
-    )
+    record: RoundRecord | None = shared(lambda: trainer.store.read_round(number))
     if record is None:
         raise RuntimeError(
             f"can't resume: {trainer.store.round_dir(number)} is missing or incomplete; "

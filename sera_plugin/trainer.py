@@ -31,6 +31,7 @@ from sera_plugin.metrics import (
     table_text,
     warn_of_set_aside,
 )
+from sera_plugin.objects import shared
 from sera_plugin.offline import OfflinePairs, with_reference_columns
 from sera_plugin.policies import Policies, Snapshot
 from sera_plugin.recording_trainer import RecordingTrainer
@@ -149,12 +150,12 @@ class SeRATrainer(RecordingTrainer):
         record = last_review(self, epochs_done, self.resumed_within)
         number = self.resumed_within or epochs_done
         reviewed = number if record is not None else epochs_done
-        self.summaries = self._shared(lambda: self.store.read_summaries(reviewed))
+        self.summaries = shared(lambda: self.store.read_summaries(reviewed))
         if record is None:
             return
         self.table = record.table
         if self.sera.selection.looks_back:
-            tables = self._shared(lambda: self.store.read_tables(number))
+            tables = shared(lambda: self.store.read_tables(number))
             self.history = History.of(
                 [table.margin for table in tables], [table.ensembled for table in tables]
             )
@@ -167,7 +168,8 @@ class SeRATrainer(RecordingTrainer):
         if not self.schedule.rounds[number - 1].reviewed:
             rows = full_round(self.pairs.ids, self.args.seed, number, self.bad_ids)
         elif resumed:
-            rows = self._shared(lambda: self.store.read_round(number)).rows
+            stored: Any = shared(lambda: self.store.read_round(number))
+            rows = stored.rows
         else:
             rows = self._review(number)
         self.record_round(number, rows)
@@ -190,7 +192,7 @@ class SeRATrainer(RecordingTrainer):
             review.composition, self.args.seed, number, previous_reference=previous_reference
         )
         # Rank 0 decides: rounding may differ between ranks, the round must not.
-        record: RoundRecord = self._shared(lambda: RoundRecord(review.table, rows))
+        record: RoundRecord = shared(lambda: RoundRecord(review.table, rows))
         metrics = review_metrics(review, self.pairs, self.table)
         self._publish(number, record, review, metrics)
         self.table = record.table
@@ -226,7 +228,7 @@ class SeRATrainer(RecordingTrainer):
             return
         path = self.store.root / f"policy-{number:02d}.safetensors"
         if resumed:
-            snapshot = self._shared(lambda: Snapshot.load(path))
+            snapshot = shared(lambda: Snapshot.load(path))
         else:
             snapshot = Snapshot.take(self.policies.unwrapped)
             if self.accelerator.is_main_process:

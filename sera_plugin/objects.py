@@ -1,0 +1,52 @@
+"""Python objects sent between ranks, in pieces (collectives).
+
+NCCL sends objects through the GPU's memory. What is sent may be as large as the data or the
+trainable weights, so no more than ``AT_ONCE`` bytes of it are there at a time.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+AT_ONCE = 2**26
+"""Most bytes that a rank receives in one collective."""
+
+
+def shared(read: Callable[[], T]) -> T:
+    """What ``read`` gives on the main process, on every rank. Every rank must call this alike."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return read()
+    found: Any = read() if state.is_main_process else None
+    content = pickle.dumps(found) if state.is_main_process else b""
+    (size,) = _broadcast(len(content))
+    pieces = [_broadcast(content[i : i + AT_ONCE])[0] for i in range(0, size, AT_ONCE)]
+    return found if state.is_main_process else pickle.loads(b"".join(pieces))
+
+
+def gathered(found: list[T]) -> list[T]:
+    """The items of all ranks, by rank, on every rank. Every rank must call this alike."""
+    ranks = PartialState().num_processes
+    if ranks == 1:
+        return found
+    content, size = pickle.dumps(found), max(1, AT_ONCE // ranks)
+    received = [bytearray() for _ in range(ranks)]
+    for start in range(0, max(gather_object([len(content)])), size):
+        for whole, piece in zip(
+            received, gather_object([content[start : start + size]]), strict=True
+        ):
+            whole += piece
+    return [item for whole in received for item in pickle.loads(whole)]
+
+
+def _broadcast(value: Any) -> list[Any]:
+    box = [value]
+    broadcast_object_list(box, from_process=0)
+    return box
