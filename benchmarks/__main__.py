@@ -37,6 +37,9 @@ PARTS = ("runs", "passes", "growth")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Default: small, or tiny.")
 @click.option("--repeats", type=click.IntRange(1), help="Turns. Default: 3, or 1.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--paged/--no-paged", default=None, help="Sample by continuous batching too. Default: on a GPU."
+)
 @click.option("--parts", default=",".join(PARTS), show_default=True, help="What to measure.")
 @click.option("--variants", "names", help="Runs to compare, by name; all by default.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results.")
@@ -46,6 +49,7 @@ def main(
     preset: str | None,
     repeats: int | None,
     threads: int,
+    paged: bool | None,
     parts: str,
     names: str | None,
     out: Path | None,
@@ -62,7 +66,9 @@ def main(
     sizes = PRESETS[preset or ("tiny" if quick else "small")]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sera-bench-") as folder:
-        bench = Bench(Path(folder), sizes, device, repeats or (1 if quick else 3), threads)
+        turns = repeats or (1 if quick else 3)
+        paged = device == "gpu" if paged is None else paged
+        bench = Bench(Path(folder), sizes, device, turns, threads, paged)
         try:
             results = bench.measure(wanted, names.split(",") if names else None, _options())
         except RunError as error:
@@ -92,12 +98,19 @@ class Bench:
         device: ``cpu`` or ``gpu``.
         repeats: turns of every comparison.
         threads: per process.
+        paged: whether generation is measured with continuous batching as well.
     """
 
     def __init__(
-        self, folder: Path, preset: Preset, device: str, repeats: int, threads: int
+        self,
+        folder: Path,
+        preset: Preset,
+        device: str,
+        repeats: int,
+        threads: int,
+        paged: bool = False,
     ) -> None:
-        self.folder, self.preset, self.repeats = folder, preset, repeats
+        self.folder, self.preset, self.repeats, self.paged = folder, preset, repeats, paged
         self.device, self.variables = device, environment(device, threads)
         self.threads = threads
 
@@ -123,7 +136,12 @@ class Bench:
         if "passes" in parts:
             click.echo("passes ...", err=True)
             results["passes"] = measure_passes(
-                self.folder / "passes", assets, self.preset, self.repeats, self.variables
+                self.folder / "passes",
+                assets,
+                self.preset,
+                self.repeats,
+                self.variables,
+                paged=self.paged,
             )
         if "growth" in parts:
             click.echo("growth ...", err=True)

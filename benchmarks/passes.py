@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks import naive
 from benchmarks.hardware import forward_flops, rates, synchronize
 from sera_plugin.generation import Prompt
 from sera_plugin.offline import OfflineAnswers
+from sera_plugin.paged_engine import PagedEngine
 from sera_plugin.scoring import Answers
 
 SLOW_PAIRS = 24
@@ -34,7 +36,7 @@ def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return {
         "scoring": bench.scoring(),
         "margins": bench.margins(),
-        "generation": bench.generation(wanted["prompts"], wanted["batch"]),
+        "generation": bench.generation(wanted["prompts"], wanted["batch"], wanted["paged"]),
         "hardware": rates(device, dtype),
         "flops": bench.flops(),
         "weight_bytes": _weight_bytes(trainer.policies.unwrapped, dtype),
@@ -127,40 +129,40 @@ class Bench:
             "mean_size": float(np.abs(slow).mean()),
         }
 
-    def generation(self, count: int, batch: int) -> dict[str, Any]:
-        """Answers to the first prompts of the dataset, both ways."""
+    def generation(self, count: int, batch: int, paged: bool) -> dict[str, Any]:
+        """Answers to the first prompts of the dataset, both ways, and by continuous batching."""
         trainer, settings = self.trainer, self.trainer.sampling
         token_ids = [ids for ids in trainer.pairs.dataset["prompt_ids"] if settings.room(len(ids))]
         prompts = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(token_ids[:count])]
         sampler = trainer.reviewer.bootstrapper.sampler
-        fast, slow, made = [], [], ([], [])
-        sizes: tuple[list[int], list[int]] = ([], [])
+        sides = ["fast", *(["paged"] if paged else []), "naive"]
+        times: dict[str, list[list[float]]] = {side: [] for side in sides}
+        made: dict[str, list[int]] = {side: [] for side in sides}
+        sizes: dict[str, list[int]] = {side: [] for side in sides}
+        counting = _Counting(sizes.get("paged", []))
+        samplers = {"fast": sampler, "paged": replace(sampler, engine=counting)}
         with trainer.policies.generating() as (model, synced):
+
+            def answers(side: str, turn: int) -> int:
+                if side == "naive":
+                    return self._generate(model, [list(p.token_ids) for p in prompts], batch)
+                found = samplers[side].rollouts(model, prompts, turn, 1, synced=synced)
+                return sum(len(r.token_ids) for each in found.values() for r in each)
+
             for turn in range(self.repeats):
-                with _noting_batches(model, sizes[0]):
-                    rollouts, *seconds = self._timed(
-                        lambda: sampler.rollouts(model, prompts, turn, 1, synced=synced)  # noqa: B023
-                    )
-                fast.append(seconds)
-                made[0].append(sum(len(r.token_ids) for a in rollouts.values() for r in a))
-                with _noting_batches(model, sizes[1]):
-                    produced, *seconds = self._timed(
-                        lambda: self._generate(model, [list(p.token_ids) for p in prompts], batch)
-                    )
-                slow.append(seconds)
-                made[1].append(produced)
-        return {
-            "prompts": len(prompts),
-            "candidates": settings.num_candidates,
-            "fast_seconds": [wall for wall, _ in fast],
-            "naive_seconds": [wall for wall, _ in slow],
-            "fast_cpu_seconds": [cpu for _, cpu in fast],
-            "naive_cpu_seconds": [cpu for _, cpu in slow],
-            "fast_tokens": made[0],
-            "naive_tokens": made[1],
-            "fast_batch": float(np.mean(sizes[0])) if sizes[0] else None,
-            "naive_batch": float(np.mean(sizes[1])) * settings.num_candidates,
-        }
+                for side in sides:
+                    with _noting_batches(model, sizes[side]):
+                        tokens, *seconds = self._timed(partial(answers, side, turn))
+                    times[side].append(seconds)
+                    made[side].append(tokens)
+        found: dict[str, Any] = {"prompts": len(prompts), "candidates": settings.num_candidates}
+        for side in sides:
+            found[f"{side}_seconds"] = [wall for wall, _ in times[side]]
+            found[f"{side}_cpu_seconds"] = [cpu for _, cpu in times[side]]
+            found[f"{side}_tokens"] = made[side]
+            found[f"{side}_batch"] = float(np.mean(sizes[side])) if sizes[side] else None
+        found["naive_batch"] *= settings.num_candidates
+        return found
 
     def _generate(self, model: Any, prompts: list[list[int]], batch: int) -> int:
         settings = self.trainer.sampling
@@ -184,6 +186,17 @@ class Bench:
         answers = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1).reshape(-1)
         total = forward_flops(self.trainer.policies.unwrapped, rows, answers)
         return {"scoring_pass": total, "per_token": total / float(rows.sum())}
+
+
+@dataclass(frozen=True)
+class _Counting(PagedEngine):
+    """Notes how many answers each batch begins with."""
+
+    sizes: list[int] = field(default_factory=list)
+
+    def sample(self, model: Any, prompts: Any, settings: Any, draws: Any, *, synced: bool) -> Any:
+        self.sizes.append(len(prompts) * settings.num_candidates)
+        return super().sample(model, prompts, settings, draws, synced=synced)
 
 
 @contextmanager

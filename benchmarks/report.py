@@ -165,15 +165,15 @@ def _passes_table(passes: Mapping[str, Any]) -> str:
     scoring, generation = passes["scoring"], passes["generation"]
     tokens = {
         "scoring": {side: [scoring["tokens"]] for side in ("fast", "naive")},
-        "generation": {side: generation[f"{side}_tokens"] for side in ("fast", "naive")},
+        "generation": {side: generation[f"{side}_tokens"] for side in _sides(generation)},
     }
     for name in ("scoring", "generation"):
-        for side in ("fast", "naive"):
+        for side in _sides(passes[name]):
             seconds = passes[name][f"{side}_seconds"]
             speed = _median(tokens[name][side]) / _median(seconds)
             spread = f"{_median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
             share = f"{scoring[f'{side}_padding']:.1%}" if name == "scoring" else ""
-            title = {"fast": name, "naive": f"{name}, naive"}[side]
+            title = name if side == "fast" else f"{name}, {side}"
             rows.append(
                 [title, spread, f"{_median(tokens[name][side]):,.0f}", f"{speed:,.0f}", share]
             )
@@ -205,7 +205,8 @@ def _utilisation(results: Mapping[str, Any]) -> str:
 def _decoding(generation: Mapping[str, Any], readings: float) -> list[str]:
     """Tokens per second against what reading all weights once per decoding step allows."""
     found = []
-    for side, title in (("fast", "Generation"), ("naive", "Naive generation")):
+    for side in _sides(generation):
+        title = _GENERATION[side]
         speed = Ratio.of(generation[f"{side}_tokens"], generation[f"{side}_seconds"]).median
         batch = generation[f"{side}_batch"]
         text = f"{title} gives {speed:,.0f} tokens/s"
@@ -217,6 +218,17 @@ def _decoding(generation: Mapping[str, Any], readings: float) -> list[str]:
             )
         found.append(text + ".")
     return found
+
+
+def _sides(done: Mapping[str, Any]) -> list[str]:
+    return [side for side in _GENERATION if f"{side}_seconds" in done]
+
+
+_GENERATION = {
+    "fast": "Generation",
+    "paged": "Generation by continuous batching",
+    "naive": "Naive generation",
+}
 
 
 def _growth_table(growth: Mapping[str, Any]) -> str:

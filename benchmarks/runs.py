@@ -68,9 +68,24 @@ def measure_variant(
 
 
 def measure_passes(
-    folder: Path, assets: Path, preset: Preset, repeats: int, variables: dict[str, str]
+    folder: Path,
+    assets: Path,
+    preset: Preset,
+    repeats: int,
+    variables: dict[str, str],
+    *,
+    paged: bool = False,
 ) -> dict[str, Any]:
-    """A few updates, then the plugin's passes against the naive ones."""
+    """A few updates, then the plugin's passes against the naive ones.
+
+    Args:
+        folder: the run's own.
+        assets: where ``assets.make`` wrote.
+        preset: sizes.
+        repeats: turns.
+        variables: of the run's process.
+        paged: whether answers are sampled by continuous batching as well.
+    """
     sera = {
         "selection": {"keep": 0.7},
         "bootstrap": {
@@ -79,7 +94,12 @@ def measure_passes(
         },
     }
     config = write_config(folder, assets, "scored.jsonl", preset, sera, max_steps=4)
-    wanted = {"passes": repeats, "prompts": preset.prompts, "batch": preset.micro_batch}
+    wanted = {
+        "passes": repeats,
+        "prompts": preset.prompts,
+        "batch": preset.micro_batch,
+        "paged": paged,
+    }
     return _train(folder, config, wanted, variables)["passes"]
 
 

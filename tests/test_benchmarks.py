@@ -205,7 +205,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)]
     done = subprocess.run(
-        [*command, "--variants", "plain,select"],
+        [*command, "--variants", "plain,select", "--paged"],
         env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
@@ -238,7 +238,7 @@ def test_the_command_measures_runs_passes_and_growth(results):
     assert passes["scoring"]["difference"] <= 1e-2
     assert 0 <= passes["scoring"]["fast_padding"] < passes["scoring"]["naive_padding"] < 1
     most = 16 * 2 * 16
-    for side in ("fast", "naive"):
+    for side in ("fast", "paged", "naive"):
         assert passes["generation"][f"{side}_batch"] >= 4 * 2
         (tokens,) = passes["generation"][f"{side}_tokens"]
         assert most / 4 < tokens < most
