@@ -32,6 +32,13 @@ Data flows one way; read the modules in this order:
 ``rollouts``       prompts, sampled answers, and how those are stored
 ``transformers_engine`` answers by ``generate``, with one pass over each prompt
 ``paged_engine``   answers by continuous batching
+``together``       what fails on one rank is raised on all (collectives)
+``vllm_settings``  where vLLM is, from the host's blocks
+``vllm_answers``   what vLLM is asked, and what counts as its answer
+``vllm_weights``   the policy's weights as vLLM knows them, adapters merged
+``vllm_probe``     whether vLLM has the policy's weights, by a few log-probs
+``vllm_engine``    answers by vLLM, in a server or in this process (collectives)
+``vllm_checks``    what ``engine: vllm`` needs of config and environment
 ``engines``        the engine that the config names
 ``generation``     candidates sampled from a model (torch, collectives)
 ``placement``      where a separate reference model is while nothing needs it

@@ -10,6 +10,7 @@ import numpy as np
 
 from sera_plugin.choosing import History
 from sera_plugin.config import SeraConfig
+from sera_plugin.engines import writing
 from sera_plugin.generation import Sampler
 from sera_plugin.guard import Decision, decide, measure
 from sera_plugin.identity import permutation
@@ -157,7 +158,7 @@ class Bootstrapper:
         for settings in self.sampler.settings.shared_out(self.config.bootstrap.sampler):
             origin = self.policies.origin(settings.writer, label)
             sampler = replace(self.sampler, settings=settings)
-            with self.policies.generating(settings.writer) as (model, synced):
+            with writing(sampler, self.policies, self.scorer, self.pairs) as (model, synced):
                 written[settings.writer] = sampler.rollouts(
                     model, prompts, self.seed, round_number, synced=synced, origin=origin
                 )

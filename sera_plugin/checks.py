@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from sera_plugin.config import SeraConfig, SeraConfigError
 from sera_plugin.method_checks import check_methods, check_scores, in_yaml, rl_of
 from sera_plugin.schedule import Batching, Schedule, plan
+from sera_plugin.vllm_checks import check_vllm
 
 TRAINER = "sera_plugin.trainer.SeRATrainer"
 
@@ -84,6 +85,7 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
     _check_engine(cfg, config)
+    check_vllm(cfg, config)
     check_methods(cfg, config)
 
 
@@ -148,7 +150,7 @@ def _sharded(cfg: Any) -> str | None:
 
 def _check_engine(cfg: Any, config: SeraConfig) -> None:
     engine = config.bootstrap.engine
-    if config.bootstrap.fraction == 0 or engine == "transformers":
+    if config.bootstrap.fraction == 0 or engine != "transformers_paged":
         return
     sharded = _sharded(cfg)
     if sharded:

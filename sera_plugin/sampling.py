@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sera_plugin.endings import common_ending
@@ -9,6 +10,7 @@ from sera_plugin.engines import engine_of
 from sera_plugin.fitting import Fitting
 from sera_plugin.generation import Sampler, Sampling
 from sera_plugin.scaling import GENERATION_BATCHES
+from sera_plugin.vllm_engine import REQUEST_TOKENS, VllmEngine
 
 
 def sampling_settings(trainer: Any, training_tokens: int) -> Sampling:
@@ -47,5 +49,9 @@ def sampling_settings(trainer: Any, training_tokens: int) -> Sampling:
 
 def sampler_of(trainer: Any, fitting: Fitting) -> Sampler:
     """What samples for a run, with its ``sampling`` and the engine that its config names."""
-    engine = engine_of(trainer.sera.bootstrap)
-    return Sampler(trainer.accelerator, trainer.sampling, trainer.stop.check, engine, fitting)
+    engine, settings = engine_of(trainer), trainer.sampling
+    if isinstance(engine, VllmEngine):
+        # It takes its own memory, and all ranks ask it together.
+        fitting = Fitting(may_cut=False)
+        settings = replace(settings, token_budget=REQUEST_TOKENS)
+    return Sampler(trainer.accelerator, settings, trainer.stop.check, engine, fitting)

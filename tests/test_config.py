@@ -81,6 +81,7 @@ def test_defaults():
             "length_penalty": 0.0,
             "ensemble": False,
             "engine": "transformers",
+            "vllm_mode": "server",
             "gather": "auto",
             "judge": "implicit",
             "judge_mode": "replace",

@@ -19,6 +19,7 @@ from axolotl.integrations.base import PluginManager
 from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
+from trl import import_utils
 
 from sera_plugin.checks import TRAINER
 from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
@@ -27,6 +28,7 @@ EXAMPLES = Path(__file__).parents[1] / "example_configs"
 CONFIGS = {
     "demo.yml": 1,
     "llama3_sera.yml": 1,
+    "llama3_sera_vllm.yml": 3,
     "llama3_sera_zero3.yml": 8,
     "mistral_sera_ipo.yml": 1,
     "qwen_sera_qlora.yml": 1,
@@ -36,9 +38,11 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def _own_plugin_manager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's plugin manager lives as long as the process; each test gets a fresh one."""
+    """The host's plugin manager lives as long as the process; each test gets a fresh one. One
+    example is for a machine with vLLM."""
     monkeypatch.setattr(PluginManager, "_instance", None)
     monkeypatch.setattr(PluginManager, "_cfg", None)
+    monkeypatch.setattr(import_utils, "is_vllm_available", lambda: True)
 
 
 def raw(name: str) -> DictDefault:

@@ -8,9 +8,11 @@ import ast
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import re
 import textwrap
+from pathlib import Path
 
 import axolotl.cli.train
 import axolotl.common.datasets
@@ -20,6 +22,7 @@ import pytest
 import torch
 import transformers
 import trl
+import trl.distributed
 import trl.trainer.dpo_trainer
 from accelerate import Accelerator
 from axolotl.core.trainers.dpo import DPOStrategy
@@ -39,6 +42,7 @@ from transformers.generation.continuous_batching import (
     input_outputs,
     model_runner,
 )
+from trl.generation import vllm_client, vllm_generation
 from trl.models import utils as model_utils
 from trl.trainer import utils as trainer_utils
 
@@ -793,3 +797,61 @@ def test_the_loss_of_a_batch_leaves_the_running_averages_alone():
     assert touched == {"_metrics", "_total_train_tokens"}, (
         f"DPOTrainer._compute_loss changes {touched}; look at RoundTrainer.loss_of"
     )
+
+
+def test_trls_vllm_generation_starts_and_sends_as_we_use_it():
+    generation = vllm_generation.VLLMGeneration
+    passed = {
+        *("model", "accelerator", "processing_class", "mode", "server_base_url", "server_timeout"),
+        *("gpu_memory_utilization", "max_model_length", "enable_sleep_mode", "trust_remote_code"),
+    }
+    assert passed <= set(names(generation.__init__))
+    start = text_of(generation._init_vllm)
+    assert start.rstrip().endswith("accelerator.wait_for_everyone()"), (
+        "a failed start no longer leaves one wait to the other ranks; look at host.vllm.connect"
+    )
+    assert "self.vllm_client = VLLMClient(" in start
+    assert "self.vllm_client.init_communicator(" in start
+    assert "self.llm = LLM(" in start
+    assert "self.llm.sleep(level=2)" in start
+    push = text_of(generation._push_param_to_vllm)
+    assert "self.vllm_client.update_named_param(name, param)" in push
+    assert "load_weights([(name, param)])" in push
+    assert names(vllm_generation.extract_logprobs) == ["all_outputs"]
+    assert names(trl.distributed.DistributedBackend.gather_params) == ["params"]
+
+
+def test_trls_generate_still_overwrites_the_weights_that_were_sent():
+    text = text_of(vllm_generation.VLLMGeneration.generate)
+    assert "collective_rpc('reload_weights')" in text, (
+        "TRL issue 5312 may be solved; host.vllm.Colocated may use VLLMGeneration.generate"
+    )
+
+
+def test_trls_client_asks_and_fails_as_we_read_it():
+    client = vllm_client.VLLMClient
+    asked = {"prompts", "n", "temperature", "top_p", "max_tokens", "logprobs", "generation_kwargs"}
+    assert asked <= set(names(client.generate))
+    text = text_of(client.generate)
+    assert "raise Exception(f'Request failed: {response.status_code}" in text
+    for field in ("prompt_ids", "completion_ids", "logprobs", "logprob_token_ids"):
+        assert f"json_response['{field}']" in text
+    assert "timeout" not in text, "TRL's client has a time limit of its own now"
+    assert "self.session = requests.Session()" in text_of(client.__init__)
+
+
+@pytest.mark.parametrize(
+    "module", ["trl/scripts/vllm_serve.py", "axolotl/scripts/vllm_serve_lora.py"]
+)
+def test_both_servers_have_the_endpoints_that_are_called(module):
+    package, *rest = module.split("/")
+    folder = Path(importlib.util.find_spec(package).origin).parent
+    source = folder.joinpath(*rest).read_text(encoding="utf-8")
+    for path in ("generate", "init_communicator", "update_named_param", "reset_prefix_cache"):
+        assert f'@app.post("/{path}/"' in source, f"{module} has no /{path}/"
+    assert '@app.post("/close_communicator/"' in source
+    assert '@app.get("/health/"' in source
+    assert '@app.get("/get_world_size/"' in source
+    assert "generation_kwargs.update(request.generation_kwargs)" in source, "seeds don't arrive"
+    assert "prompt_token_ids" in source
+    assert 'logprobs_mode="processed_logprobs"' in source

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching import continuous_api
 
 from sera_plugin.checks import check_host_config
-from sera_plugin.config import BootstrapConfig, SeraConfigError, parse_block
+from sera_plugin.config import BootstrapConfig, SeraConfig, SeraConfigError, parse_block
 from sera_plugin.engines import engine_of
 from sera_plugin.generation import Sampler
 from sera_plugin.host import paged
@@ -194,7 +194,11 @@ def test_stored_answers_of_one_engine_do_not_serve_the_other(model: Any, tmp_pat
 
 def test_the_key_names_the_engine() -> None:
     engines = {
-        name: type(engine_of(BootstrapConfig(engine=name)))
+        name: type(
+            engine_of(
+                types.SimpleNamespace(sera=SeraConfig(bootstrap=BootstrapConfig(engine=name)))
+            )
+        )
         for name in ("transformers", "transformers_paged")
     }
     assert engines == {"transformers": TransformersEngine, "transformers_paged": PagedEngine}

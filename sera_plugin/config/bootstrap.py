@@ -59,10 +59,15 @@ class BootstrapConfig(Block):
         "with the weight `sera.ensemble`; keeps a frozen copy of the trainable weights in host "
         "memory.",
     )
-    engine: Literal["transformers", "transformers_paged"] = Field(
+    engine: Literal["transformers", "transformers_paged", "vllm"] = Field(
         default="transformers",
         description="What samples: `transformers`, its `generate`; `transformers_paged`, its "
-        "continuous batching, for GPUs with flash attention.",
+        "continuous batching, for GPUs with flash attention; `vllm`, see docs/vllm.md.",
+    )
+    vllm_mode: Literal["server", "colocate"] = Field(
+        default="server",
+        description="`engine: vllm`: a server on GPUs of its own (`axolotl vllm-serve`), or an "
+        "engine on every training GPU.",
     )
     gather: Literal["auto"] | bool = Field(
         default="auto",

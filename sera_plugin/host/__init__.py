@@ -15,6 +15,8 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
   ``add_request``, ``get_result``, ``logit_processor``, ``fatal_error``, ``batch_processor``,
   ``_create_batch_processor``; ``ContinuousBatchingLogitsProcessorList``,
   ``RequestState.position_offset``, ``PagedAttentionCache.update``, ``group_layers_by_attn_type``
+* in ``vllm``: ``trl.generation.vllm_generation.VLLMGeneration`` with its ``vllm_client``, ``llm``
+  and ``_push_param_to_vllm``, ``extract_logprobs``, ``trl.distributed.DistributedBackend``
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
 """
@@ -33,14 +35,17 @@ from sera_plugin.host.models import (
 )
 from sera_plugin.host.paged import PagedRequest, paged_answers
 from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
+from sera_plugin.host.vllm import connect, gathering
 
 __all__ = [
     "REFINEMENT",
     "KeyedCollator",
     "PagedRequest",
     "RoundTrainer",
+    "connect",
     "disable_gradient_checkpointing",
     "gathered_weights",
+    "gathering",
     "logps_of_batch",
     "paged_answers",
     "plugin_config",

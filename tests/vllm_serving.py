@@ -1,0 +1,95 @@
+"""TRL's own vLLM server on loopback, with the engine of ``tests/cpu_vllm`` in the place of vLLM."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from conftest import ENVIRONMENT
+
+CPU_VLLM = Path(__file__).parent / "cpu_vllm"
+"""On a path, this folder is what TRL takes for vLLM."""
+
+_SERVE = (
+    "import sys; from trl.scripts.vllm_serve import ScriptArguments, main; "
+    "main(ScriptArguments(model=sys.argv[1], host='127.0.0.1', port=int(sys.argv[2]), "
+    "log_level='warning'))"
+)
+
+
+def environment(fault: Path) -> dict[str, str]:
+    """Variables of a process that finds the engine for CPU."""
+    paths = [str(CPU_VLLM), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "CPU_VLLM_FAULT": str(fault)}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Serving:
+    """A server that runs.
+
+    Attributes:
+        port: where it listens.
+        fault: the file that says which fault it commits.
+        process: its process.
+    """
+
+    port: int
+    fault: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it and its worker, which is the only child of a process of its own group."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+
+@contextmanager
+def serving(model: Path, folder: Path, port: int | None = None) -> Iterator[Serving]:
+    """A server of ``model`` until the block ends."""
+    port, fault = port or free_port(), folder / "fault"
+    fault.write_text("")
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(model), str(port)],
+            env=ENVIRONMENT | environment(fault),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    found = Serving(port, fault, process)
+    try:
+        _wait(found, folder / "server.log")
+        yield found
+    finally:
+        found.stop()
+
+
+def _wait(server: Serving, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if requests.get(f"{server.url}/health/", timeout=5).status_code == 200:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")
