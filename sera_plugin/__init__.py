@@ -53,12 +53,12 @@ Data flows one way; read the modules in this order:
 ``quality``        prompts with the quality prompt in them
 ``quality_pairs``  pairs, rounds and batches with such prompts
 ``refiner``        Δ at every step or once per round (torch, collectives)
-``sampling``       how a run samples, from its config, pairs and tokenizer
 ``scaling``        what a run costs in tokens and memory, before it starts
 ``estimate``       that cost for the run at hand, logged before round 1
 ``files``          files that appear whole, checksums
 ``tables``         a reviewed round as files, and back
 ``evaluation``     evaluation pairs and their reference log-probs
+``manifest``       checksums of a round's files
 ``store``          artifacts in ``<output_dir>/sera/``, atomic
 ``records``        the texts of D and the host's log, for reports and exports
 ``showcase``       a table of fresh pairs for Weights & Biases or Trackio

@@ -1,14 +1,11 @@
-"""Bootstrapped pairs as text that Axolotl can train on again, stored Δ, the record of a run."""
+"""Bootstrapped pairs as text that Axolotl can train on again, and the record of a run."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.changes import batch_settings
@@ -17,7 +14,6 @@ from sera_plugin.identity import dataset_hash
 from sera_plugin.offline import OfflinePairs
 from sera_plugin.pairing import Candidate
 from sera_plugin.review import Review
-from sera_plugin.store import explained
 from sera_plugin.version import __version__
 
 
@@ -81,19 +77,6 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
                 "judge_score": candidate.verdict.score if candidate.verdict else None,
                 "in_round": pool.example_id in used,
             }
-
-
-def write_gaps(path: Path, gaps: pa.Table) -> None:
-    """Write the log-probs that Δ of a round is found from; the file appears whole or not at all.
-
-    Raises:
-        StoreError: if it can't be written.
-    """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(path.name + ".tmp")
-        pq.write_table(gaps, building)
-        building.replace(path)
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:

@@ -64,8 +64,11 @@ def estimate_text(trainer: Any) -> str:
     )
     refined = ""
     if trainer.refiner is not None:
-        more = int(trainer.refiner.tokens * size.total / len(pairs))
-        refined = f"Estimate of what Δ takes: {more:,} tokens scored in each round.\n"
+        more = int(trainer.refiner.quality.tokens * size.total / len(pairs))
+        refined = (
+            f"Estimate of what Δ takes in a round of {size.total:,} pairs: {more:,} tokens scored "
+            "with the quality prompt.\n"
+        )
     return (
         f"{reviewed if size.reviewed else ''}{refined}"
         f"Estimate per rank at ZeRO stage {stage} on {ranks} ranks, without activations: policy "

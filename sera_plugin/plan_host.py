@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sera_plugin.checks import check_dataset, check_tokenizer, plan_of, zero_stage
-from sera_plugin.config import SeraConfigError
+from sera_plugin.config import SeraConfig, SeraConfigError
 from sera_plugin.files import first_line
 from sera_plugin.planning import Lengths, RunPlan, Speed, assemble, read_block
 from sera_plugin.scaling import ModelSize
+
+if TYPE_CHECKING:
+    from sera_plugin.offline import OfflinePairs
 
 QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 """Bytes per weight, with the scales of their blocks."""
@@ -34,12 +37,13 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
     """
     raw, config = read_block(path)
     cfg = _validated(path, raw, processes)
-    from sera_plugin.preference_data import load_preference_data
+    from sera_plugin.preference_data import check_refinement, load_preference_data
 
     meta, tokenizer = load_preference_data(cfg)
     check_dataset(cfg, config, meta.train_dataset)
     check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
-    lengths = _lengths(cfg, meta, tokenizer)
+    check_refinement(cfg, config, meta.train_dataset, tokenizer)
+    lengths = _lengths(cfg, config, meta, tokenizer)
     schedule = plan_of(cfg, config, lengths.pairs)
     stage = 3 if cfg.fsdp or cfg.fsdp_config else zero_stage(cfg.deepspeed)
     stage = stage if zero is None else zero
@@ -98,20 +102,19 @@ def _dtype_bytes(cfg: Any) -> float:
     return 2 if half else 4
 
 
-def _lengths(cfg: Any, meta: Any, tokenizer: Any) -> Lengths:
+def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths:
     from sera_plugin.host import tokenized
     from sera_plugin.offline import OfflinePairs
 
     def total(pairs: OfflinePairs) -> int:
         return int((2 * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).sum())
 
-    train = OfflinePairs.of(
-        tokenized(meta.train_dataset, tokenizer, cfg.sequence_len), cfg.sequence_len
-    )
+    rows = tokenized(meta.train_dataset, tokenizer, cfg.sequence_len)
+    train = OfflinePairs.of(rows, cfg.sequence_len)
     held_out = 0
     if meta.eval_dataset is not None and len(meta.eval_dataset):
-        rows = tokenized(meta.eval_dataset, tokenizer, cfg.sequence_len)
-        held_out = total(OfflinePairs.of(rows, cfg.sequence_len))
+        given = tokenized(meta.eval_dataset, tokenizer, cfg.sequence_len)
+        held_out = total(OfflinePairs.of(given, cfg.sequence_len))
     if len(train) < 2:
         raise SeraConfigError(
             f"datasets: {len(train)} pairs are left whose prompt is below sequence_len: "
@@ -124,7 +127,21 @@ def _lengths(cfg: Any, meta: Any, tokenizer: Any) -> Lengths:
         answer=float(answers.mean()),
         total=total(train),
         evaluation=held_out,
+        refined=_refined(cfg, config, train, rows, tokenizer),
     )
+
+
+def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any) -> int:
+    """Tokens that Δ of all pairs takes."""
+    from sera_plugin.preference_data import chat_templates
+    from sera_plugin.quality import QualityWriter
+    from sera_plugin.quality_pairs import QualityPairs
+
+    if config.refinement is None:
+        return 0
+    writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
+    scores = config.selection.external
+    return QualityPairs.of(train, rows, writer, cfg.sequence_len, scores).tokens
 
 
 def model_size(cfg: Any, *, deepspeed: bool) -> ModelSize:

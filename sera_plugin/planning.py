@@ -60,6 +60,8 @@ class Lengths:
         answer: mean tokens of an answer.
         total: prompts, twice, and answers of all pairs.
         evaluation: the same sum over the evaluation pairs.
+        refined: the sum over all pairs with the quality prompt in their prompts; 0 without
+            refinement.
     """
 
     pairs: int
@@ -67,6 +69,7 @@ class Lengths:
     answer: float
     total: int
     evaluation: int = 0
+    refined: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ class RoundPlan:
         prompts: prompts that are sampled.
         sampled: tokens that are sampled, if answers are as long as the offline ones.
         most_sampled: the same if all answers reach ``max_new_tokens``.
-        scored: tokens of forward passes without gradient.
+        scored: tokens of forward passes without gradient in the review.
+        refined: the same for Δ, over the round.
         trained: tokens of forward and backward passes.
-        forwards: scoring batches of each rank.
+        forwards: scoring batches of each rank; without those of `refine.source: on_the_fly`, which
+            are as many as micro-batches.
         batches: sampling batches of each rank.
         seconds: estimated time, or None if a throughput that matters is unknown.
     """
@@ -94,6 +99,7 @@ class RoundPlan:
     sampled: int
     most_sampled: int
     scored: int
+    refined: int
     trained: int
     forwards: int
     batches: int
@@ -199,8 +205,10 @@ def plan_round(
         models=3 if bootstrap.ensemble and not first_review else 2,
     )
     scored = cost.scored + lengths.evaluation if size.reviewed else 0
+    refined = round(size.total * lengths.refined / lengths.pairs)
+    stored = refined if config.refinement and config.refinement.source == "round" else 0
     parts = (
-        (scored, speed.scoring),
+        (scored + refined, speed.scoring),
         (cost.sampled, speed.generation),
         (cost.trained, speed.training),
     )
@@ -212,8 +220,9 @@ def plan_round(
         sampled=cost.sampled,
         most_sampled=prompts * bootstrap.num_candidates * bootstrap.max_new_tokens,
         scored=scored,
+        refined=refined,
         trained=cost.trained,
-        forwards=forwards_per_rank(scored, token_budget, processes) if scored else 0,
+        forwards=forwards_per_rank(scored + stored, token_budget, processes),
         batches=sampling_batches_per_rank(
             prompts,
             lengths.prompt,

@@ -20,7 +20,6 @@ from sera_plugin.checks import (
 from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
 from sera_plugin.files import check_writable
 from sera_plugin.logs import logger
-from sera_plugin.quality import QualityWriter, check_prompts
 
 LOG = logger(__name__)
 
@@ -96,15 +95,13 @@ class SeRAPlugin(BasePlugin):
         if config is None or preprocess:
             return None
         from sera_plugin.checkpoints import prepare_resuming
-        from sera_plugin.preference_data import chat_templates, load_preference_data
+        from sera_plugin.preference_data import check_refinement, load_preference_data
 
         prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
         check_dataset(cfg, config, meta.train_dataset)
         check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
-        if config.refinement is not None:
-            writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
-            check_prompts(writer, meta.train_dataset, cfg.sequence_len)
+        check_refinement(cfg, config, meta.train_dataset, tokenizer)
         # Axolotl derives warm-up and logging steps from this number.
         steps = plan_of(cfg, config, len(meta.train_dataset)).max_steps
         return replace(meta, total_num_steps=steps)

@@ -68,6 +68,12 @@ class QualityPairs:
         margins = external_margins(dataset, scores) if carried else np.full(len(pairs), np.nan)
         return cls(pairs, prompts, margins, max_length or 2**31)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that Δ of every pair of D takes, without padding."""
+        prompts = sum(map(len, self.prompts))
+        return int(2 * prompts + (self.pairs.chosen_tokens + self.pairs.rejected_tokens).sum())
+
     def visible(self, row: RoundRow) -> tuple[int, int]:
         """Tokens of a row's answers that the loss sees."""
         at = self.pairs.position[row.example_id]

@@ -9,15 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from sera_plugin.artifacts import write_gaps
 from sera_plugin.config import RefineConfig
 from sera_plugin.host import plugin_config
 from sera_plugin.logs import logger
@@ -68,13 +65,6 @@ class Refiner:
         self._last: tuple[torch.Tensor, ...] = ()
         self._seconds: dict[str, float] = {}
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that Δ of every pair of D takes, without padding."""
-        pairs = self.quality.pairs
-        prompts = sum(map(len, self.quality.prompts))
-        return int(2 * prompts + pairs.chosen_tokens.sum() + pairs.rejected_tokens.sum())
-
     def open_round(self, number: int, dataset: RoundDataset, *, resumed: bool) -> RefinedRound:
         """The round with what Δ is found from.
 
@@ -84,7 +74,7 @@ class Refiner:
             resumed: whether updates of this round are done already.
 
         Raises:
-            RuntimeError: if a resumed round has no stored log-probs.
+            StoreError: if the stored log-probs of a resumed round are missing or damaged.
             BadNumbersError: if too many log-probs are not finite numbers.
         """
         unfit = sum(not self.quality.fits(row) for row in dataset.rows)
@@ -96,11 +86,12 @@ class Refiner:
         if self.config.source == "on_the_fly":
             return RefinedRound(dataset, self.quality, None)
         start = time.perf_counter()
-        path = self.store.round_dir(number) / "refinement.parquet"
-        table = self._stored(path) if resumed else self._score(number, dataset)
-        if not resumed:
+        if resumed:
+            table = shared(lambda: self.store.read_refinement(number))
+        else:
+            table = self._score(number, dataset)
             if self._accelerator.is_main_process:
-                write_gaps(path, table)
+                self.store.write_refinement(number, table)
             self._accelerator.wait_for_everyone()
             self._seconds = {"seconds_refining": time.perf_counter() - start}
         keys, chosen, rejected = (table[name].to_pylist() for name in table.column_names)
@@ -110,16 +101,6 @@ class Refiner:
             if np.isfinite(q_chosen) and np.isfinite(q_rejected)
         }
         return RefinedRound(dataset, self.quality, logps)
-
-    def _stored(self, path: Path) -> pa.Table:
-        """What the main process reads, on every rank."""
-        found = shared(lambda: pq.read_table(path) if path.exists() else None)
-        if found is None:
-            raise RuntimeError(
-                f"can't resume: {path} is missing; restore it or start again without "
-                "resume_from_checkpoint."
-            )
-        return found
 
     def _score(self, number: int, dataset: RoundDataset) -> pa.Table:
         rows = [i for i, row in enumerate(dataset.rows) if self.quality.fits(row)]

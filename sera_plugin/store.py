@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -10,6 +11,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sera_plugin.files import (
     StoreError,
@@ -24,13 +28,28 @@ from sera_plugin.files import (
     write_whole,
 )
 from sera_plugin.logs import logger
+from sera_plugin.manifest import (
+    MANIFEST,
+    add_file,
+    manifest_of,
+    read_checked,
+    read_intact,
+    read_sums,
+)
 from sera_plugin.shards import round_label
-from sera_plugin.tables import NEEDED, ReviewTable, RoundRecord, read_record, round_files
+from sera_plugin.tables import (
+    NEEDED,
+    ReviewTable,
+    RoundRecord,
+    parquet_bytes,
+    read_record,
+    round_files,
+)
 
 LOG = logger(__name__)
 
-MANIFEST = "manifest.json"
-"""Written last into a round's folder: the checksums of its other files."""
+REFINEMENT = "refinement.parquet"
+"""What Δ of a round is found from, written after the round itself."""
 
 
 class RunStore:
@@ -130,7 +149,7 @@ class RunStore:
             write_synced(building / name, content)
         write_synced(building / "summary.json", _json(summary))
         sums = {name: checksum(content) for name, content in contents.items()}
-        write_synced(building / MANIFEST, sealed({"round": number, "files": sums}))
+        write_synced(building / MANIFEST, manifest_of(number, sums))
         sync_folder(building)
         replaced = self._replaced(final)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -184,6 +203,24 @@ class RunStore:
             found.append({k: v for k, v in summary.items() if isinstance(v, (int, float))})
         return found
 
+    def write_refinement(self, number: int, table: pa.Table) -> None:
+        """Add the log-probs that Δ of a round is found from to its folder.
+
+        Raises:
+            StoreError: if they can't be written.
+        """
+        add_file(self.round_dir(number), number, REFINEMENT, parquet_bytes(table))
+
+    def read_refinement(self, number: int) -> pa.Table:
+        """What ``write_refinement`` was given.
+
+        Raises:
+            StoreError: if it is missing or is not what was written.
+        """
+        folder = self.round_dir(number)
+        content = read_intact(folder / REFINEMENT, read_sums(folder, number), number)
+        return pq.read_table(io.BytesIO(content))
+
     def read_tables(self, last: int) -> list[ReviewTable]:
         """The reviews of the stored rounds up to ``last``, oldest first.
 
@@ -204,52 +241,23 @@ class RunStore:
             put_in_place(self._replaced(folder), folder)  # killed between two renames
         if not any((folder / name).exists() for name in (MANIFEST, *NEEDED)):
             return None
-        sums = self._manifest(number)
-        files = {name: _intact(folder / name, sums, number) for name in NEEDED}
+        sums = read_sums(folder, number)
+        if not sums.keys() & set(NEEDED):
+            return None
+        files = {name: read_intact(folder / name, sums, number) for name in NEEDED}
         for name in sums:
-            if name not in NEEDED:
+            if name not in (*NEEDED, REFINEMENT):
                 _warn_if_damaged(folder / name, sums)
         return read_record(files)
-
-    def _manifest(self, number: int) -> dict[str, str]:
-        path = self.round_dir(number) / MANIFEST
-        try:
-            manifest = unseal(path)
-            if manifest["round"] != number:
-                raise ValueError(f"it belongs to round {manifest['round']}")
-            return manifest["files"]
-        except (OSError, ValueError) as error:
-            raise _unusable(path, error, number) from error
-
-
-def _intact(path: Path, sums: Mapping[str, str], number: int) -> bytes:
-    try:
-        return _checked(path, sums)
-    except (OSError, ValueError) as error:
-        raise _unusable(path, error, number) from error
 
 
 def _warn_if_damaged(path: Path, sums: Mapping[str, str]) -> None:
     try:
-        _checked(path, sums)
+        read_checked(path, sums)
     except (OSError, ValueError) as error:
         LOG.warning(
             "%s %s; the run goes on, as it doesn't need this file.", path, what_happened(error)
         )
-
-
-def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
-    content = path.read_bytes()
-    if checksum(content) != sums.get(path.name):
-        raise ValueError(f"its content doesn't match {MANIFEST}")
-    return content
-
-
-def _unusable(path: Path, error: Exception, number: int) -> StoreError:
-    return StoreError(
-        f"can't resume: {path} {what_happened(error)}; restore it, or resume from a checkpoint of "
-        f"round {number - 1}, from which round {number} is made anew."
-    )
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:

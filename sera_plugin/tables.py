@@ -130,9 +130,11 @@ def round_files(
     """
     rows = [asdict(row) for row in record.rows]
     return {
-        "margins.parquet": _parquet(record.table.to_arrow()),
-        "rows.parquet": _parquet(pa.Table.from_pylist(rows, schema=ROWS)),
-        "candidates.parquet": _parquet(pa.Table.from_pylist(list(candidates), schema=CANDIDATES)),
+        "margins.parquet": parquet_bytes(record.table.to_arrow()),
+        "rows.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=ROWS)),
+        "candidates.parquet": parquet_bytes(
+            pa.Table.from_pylist(list(candidates), schema=CANDIDATES)
+        ),
         "bootstrapped.jsonl": "".join(json.dumps(pair) + "\n" for pair in fresh).encode("ascii"),
     }
 
@@ -151,7 +153,8 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

@@ -78,6 +78,13 @@ def show_plan(plan: RunPlan) -> None:
         "scored tokens", "forwards", "trained tokens", "time",
     )  # fmt: skip
     console.print(grid("Rounds", header, [_round(entry) for entry in plan.rounds]))
+    if any(entry.refined for entry in plan.rounds):
+        tokens = ", ".join(f"{entry.refined:,}" for entry in plan.rounds)
+        console.print(
+            f"For Δ, tokens scored with the quality prompt, by round: {tokens}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"Before round 1 the reference scores {plan.opening_tokens:,} tokens. Forwards are scoring "
         "batches of each GPU. Sampled tokens assume answers as long as the offline ones; at most "

@@ -13,6 +13,11 @@ from typing import Any, Protocol
 import assets
 import pytest
 import yaml
+from hypothesis import settings
+
+# An example that takes long says that the machine is busy.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 TRAIN_PAIRS = 64
 EVAL_PAIRS = 12

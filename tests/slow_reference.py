@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,3 +130,12 @@ def gap(policy: torch.nn.Module, quality: Pair, kind: str) -> float:
     if kind == "mean":
         chosen, rejected = chosen / len(quality.chosen), rejected / len(quality.rejected)
     return rejected - chosen
+
+
+def tokens_behind(words: Any, quality: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Tokens of both answers of every pair behind its prompt with ``quality`` as system message."""
+    texts = []
+    for row in rows:
+        prompt = llama_text([{"role": "system", "content": quality}, *row["messages"]])
+        texts += [prompt + llama_answer(row[name]["content"]) for name in ("chosen", "rejected")]
+    return sum(len(words(text, add_special_tokens=False)["input_ids"]) for text in texts)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import assets
 import pytest
+import slow_reference as slow
 import yaml
 from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
 from conftest import TRAIN_PAIRS, MakeConfig, RunCli
 from peft import LoraConfig, get_peft_model
 from runs_on_disk import write_run
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.cli import sera
 from sera_plugin.config import SeraConfig, parse_block
@@ -27,7 +30,11 @@ LENGTHS = Lengths(pairs=100, prompt=10.0, answer=20.0, total=6000, evaluation=60
 
 
 def planned(
-    speed: Speed | None = None, *, max_steps: int | None = None, **block: object
+    speed: Speed | None = None,
+    *,
+    max_steps: int | None = None,
+    refined: int = 0,
+    **block: object,
 ) -> RunPlan:
     config = parse_block({"bootstrap": {"max_new_tokens": 50}, **block})
     assert isinstance(config, SeraConfig)
@@ -42,7 +49,7 @@ def planned(
     )
     return assemble(
         schedule,
-        LENGTHS,
+        replace(LENGTHS, refined=refined),
         config,
         ModelSize(parameters=1000, trainable=1000),
         token_budget=400,
@@ -76,6 +83,22 @@ def test_time_needs_every_speed_that_matters() -> None:
     assert planned(Speed(1000.0, None, 500.0)).seconds is None
     without = planned(Speed(1000.0, None, 500.0), bootstrap={"fraction": 0})
     assert without.seconds == pytest.approx(6.6 + 12 + 2 * (6.6 + 0.7 * 12))
+
+
+@pytest.mark.parametrize("source", ["round", "on_the_fly"])
+def test_refinement_scores_every_pair_of_a_round_once(source: str) -> None:
+    speed = Speed(1000.0, 100.0, 500.0)
+    plain, refined = planned(speed), planned(speed, refine={"source": source}, refined=9000)
+    assert [entry.refined for entry in plain.rounds] == [0, 0, 0]
+    assert [entry.refined for entry in refined.rounds] == [9000, 9000, 9000]
+    fewer = planned(speed, refine={}, refined=9000, selection={"keep": 0.5})
+    assert [entry.refined for entry in fewer.rounds] == [9000, 7200, 7200]
+    for one, other in zip(plain.rounds, refined.rounds, strict=True):
+        assert other.scored == one.scored
+        assert other.seconds == pytest.approx(one.seconds + 9.0)
+    # A pass per micro-batch is no scoring batch; 9,000 and 30,000 tokens, 400 in one, two ranks.
+    forwards = [entry.forwards for entry in refined.rounds[:2]]
+    assert forwards == ([12, 38] if source == "round" else [0, 27])
 
 
 def test_max_steps_cuts_the_plan() -> None:
@@ -135,7 +158,12 @@ def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert "ZeRO-3 (this config)" in said
     assert "Estimated time: 3 min." in said
     show_plan(planned())
-    assert "No time is estimated: give --measured" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No time is estimated: give --measured" in said
+    assert "Δ" not in said
+    show_plan(planned(refine={}, refined=9000))
+    said = capsys.readouterr().out
+    assert "For Δ, tokens scored with the quality prompt, by round: 9,000, 9,000, 9,000." in said
 
 
 def refused(path: Path, *more: str) -> str:
@@ -153,9 +181,12 @@ def test_bad_input_is_one_sentence(config: MakeConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.cli
-def test_plan_of_a_config_for_eight_gpus_with_bf16(config: MakeConfig, run_cli: RunCli) -> None:
+def test_plan_of_a_config_for_eight_gpus_with_bf16(
+    config: MakeConfig, run_cli: RunCli, llama: Path
+) -> None:
     """bf16 and DeepSpeed, which this machine can't run, are planned all the same."""
-    path = config(bf16=True, micro_batch_size=1, gradient_accumulation_steps=1)
+    sera = {"refine": {"prompt": "be kind"}}
+    path = config(bf16=True, micro_batch_size=1, gradient_accumulation_steps=1, sera=sera)
     keys = yaml.safe_load(path.read_text())
     keys["deepspeed"] = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
     path.write_text(yaml.safe_dump(keys))
@@ -167,6 +198,9 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(config: MakeConfig, run_cli: 
     assert found["stage"] == 3
     assert found["model"]["weight_bytes"] == 2
     assert not Path(keys["output_dir"], "sera").exists()
+    words = AutoTokenizer.from_pretrained(llama)
+    tokens = slow.tokens_behind(words, "be kind", assets.pairs(TRAIN_PAIRS))
+    assert [entry["refined"] for entry in found["rounds"]] == 3 * [tokens]
 
 
 @pytest.mark.cli

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -46,15 +47,16 @@ def test_weight_zero_is_a_run_without_the_block(config: MakeConfig, run_cli: Run
 
 @pytest.fixture(scope="module")
 def lora(config: MakeConfig, run_cli: RunCli) -> Path:
-    """SeRA and refinement with an adapter: two micro-batches per update, checkpoints in rounds."""
+    """SeRA and Sr-IPO with an adapter: two micro-batches per update, checkpoints in rounds."""
     path = config(
         **LORA,
+        rl="ipo",
         num_epochs=2,
         saves_per_epoch=4,
         learning_rate=5e-3,
         sera={
             "bootstrap": {"max_new_tokens": 16, "guard": False},
-            "refine": {"weight": 0.05, "prompt": P, "source": "round", "normalize": "length"},
+            "refine": {"weight": 0.05, "prompt": P, "source": "round"},
         },
     )
     run_cli("train", path, "--launcher", "python")
@@ -87,6 +89,9 @@ def test_every_row_of_a_reviewed_round_has_its_log_probs(lora: Path) -> None:
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     stored = pq.read_table(folder / "refinement.parquet").to_pylist()
     assert {row["key"] for row in stored} == {row["key"] for row in rows}
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    content = (folder / "refinement.parquet").read_bytes()
+    assert manifest["refinement.parquet"] == hashlib.sha256(content).hexdigest()
     assert any(row["chosen_ids"] is not None for row in rows), "no pair was bootstrapped"
     summary = json.loads((folder / "summary.json").read_text())
     first = json.loads((folder.with_name("round-01") / "summary.json").read_text())
@@ -124,7 +129,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
 
 def test_zero3_finds_what_one_process_finds(
-    config: MakeConfig, run_cli: RunCli, tmp_path: Path
+    config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path
 ) -> None:
     """A pass of its own in every micro-batch, on two ranks that hold half of the weights each."""
     data = assets.write_jsonl(tmp_path / "train.jsonl", assets.pairs(32, seed=3))
@@ -135,7 +140,10 @@ def test_zero3_finds_what_one_process_finds(
         "sera": OFF | {"refine": {"weight": 0.05, "prompt": P}},
     }
     alone = config(**common)
-    run_cli("train", alone, "--launcher", "python")
+    out = run_cli("train", alone, "--launcher", "python")
+    words = AutoTokenizer.from_pretrained(llama)
+    tokens = slow.tokens_behind(words, P, assets.pairs(32, seed=3))
+    assert f"Estimate of what Δ takes in a round of 32 pairs: {tokens:,} tokens" in out
     both = config(
         **common,
         plugins=["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],

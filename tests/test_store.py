@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -369,6 +371,60 @@ def test_every_file_of_a_round_is_in_its_manifest(tmp_path):
     manifest = json.loads((folder / MANIFEST).read_text())
     # The summary is added to when the round ends, and nothing is resumed from it.
     assert {*manifest["files"], "summary.json", MANIFEST} == set(os.listdir(folder))
+
+
+GAPS = pa.table({"key": ["a/offline"], "quality_chosen_logp": [-1.5]})
+
+
+def test_what_refinement_adds_is_in_the_manifest_too(tmp_path):
+    store = RunStore(tmp_path)
+    folder = store.write_round(3, RECORD, [], {"round": 3})
+    before = json.loads((folder / MANIFEST).read_text())["files"]
+    store.write_refinement(3, GAPS)
+    after = json.loads((folder / MANIFEST).read_text())["files"]
+    content = (folder / "refinement.parquet").read_bytes()
+    assert after == before | {"refinement.parquet": hashlib.sha256(content).hexdigest()}
+    assert store.read_refinement(3).equals(GAPS)
+    assert_equal(store.read_round(3), RECORD)
+    assert {*after, "summary.json", MANIFEST} == set(os.listdir(folder))
+
+
+def test_a_round_without_review_has_a_manifest_of_what_refinement_adds(tmp_path):
+    store = RunStore(tmp_path)
+    for table in (GAPS.slice(1), GAPS):  # a round that begins anew writes it again
+        store.write_refinement(1, table)
+        assert store.read_refinement(1).equals(table)
+    store.write_round(2, RECORD, [], {})
+    assert store.read_round(1) is None
+    assert len(store.read_tables(2)) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["refinement.parquet", MANIFEST])
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (1, "start anew without resume_from_checkpoint."),
+        (3, "resume from a checkpoint of round 2, from which round 3 is made anew."),
+    ],
+)
+def test_damage_to_what_refinement_needs_is_found(
+    tmp_path, warnings, number, way_out, name, damage
+):
+    store = RunStore(tmp_path)
+    if number == 3:
+        store.write_round(3, RECORD, [], {"round": 3})
+    store.write_refinement(number, GAPS)
+    path = store.round_dir(number) / name
+    damage(path)
+    with pytest.raises(StoreError) as caught:
+        store.read_refinement(number)
+    text = str(caught.value)
+    assert re.fullmatch(rf"can't resume: {path} {WHAT}; restore it, or {way_out}", text)
+    assert_one_sentence(text)
+    if number == 3 and name != MANIFEST:
+        assert_equal(store.read_round(3), RECORD)
+    assert not warnings
 
 
 def test_a_round_in_the_place_of_another_is_refused(tmp_path):
