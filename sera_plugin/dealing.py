@@ -83,7 +83,9 @@ def deal(
                 progress.advance(at_once, at_once * tokens(mine, result) if tokens else 0)
             whole: dict[int, T] = dict(sorted(gathered(found), key=lambda pair: pair[0]))
             if shards is not None:
-                shards.write(codec.encode(whole))
+                table = codec.encode(whole)
+                if len(table):
+                    shards.write(table)
             done |= whole
             if after_shard is not None:
                 after_shard()

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.dealing import deal
+from sera_plugin.objects import gathered
 from sera_plugin.pairing import Candidate, Pool, Verdict
 from sera_plugin.rollouts import Prompt
 from sera_plugin.rules import load_function
@@ -222,19 +223,36 @@ class Court:
             label: what the shards of the pass belong to.
 
         Raises:
-            JudgeError: if the judge breaks its contract or has no opinion on any answer.
+            JudgeError: if the judge breaks its contract on any rank, or has no opinion on any
+                answer.
             OSError: if a shard can't be written.
         """
         batches = [questions[start : start + BATCH] for start in range(0, len(questions), BATCH)]
+        failed: list[JudgeError] = []
+
+        def judge(number: int) -> list[float | None]:
+            try:
+                return [] if failed else checked(self.judge, batches[number])
+            except JudgeError as error:
+                failed.append(error)
+                return []
+
+        def end_together() -> None:
+            # What the other ranks' judges said is stored by now, and no rank waits for another.
+            reasons = gathered([str(error) for error in failed])
+            if reasons:
+                raise failed[0] if failed else JudgeError(reasons[0])
+
         found = deal(
             self.accelerator,
             len(batches),
-            lambda number: checked(self.judge, batches[number]),
+            judge,
             group=SHARD_BATCHES,
             description="Judging answers",
             codec=ScoreCodec(),
             shards=self._shards(questions, label),
             stored=True,
+            after_shard=end_together,
         )
         scores = [score for number in range(len(batches)) for score in found[number]]
         if questions and all(score is None for score in scores):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -116,6 +118,25 @@ def save_model(
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**common))
     model.save_pretrained(path)
+    words.save_pretrained(path)
+    return path
+
+
+def save_reward_model(path: Path, policy: Path, *, outputs: int = 1) -> Path:
+    """Write a random sequence classifier with the tokenizer of ``policy``; returns its folder."""
+    words = AutoTokenizer.from_pretrained(policy)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_labels=outputs,
+        pad_token_id=words.pad_token_id,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
     words.save_pretrained(path)
     return path
 

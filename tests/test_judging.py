@@ -8,9 +8,8 @@ import assets
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sera_plugin import judging
 from sera_plugin.judging import BATCH, Court, FunctionJudge, JudgeError, Question, checked
 from sera_plugin.pairing import Candidate, Pool, Shortfall, Source, bootstrap
 from sera_plugin.reward_model import RewardModelJudge
@@ -129,7 +128,7 @@ class Failing:
         return [float(sum(q.completion_ids)) for q in questions]
 
 
-def test_a_judge_that_fails_loses_no_finished_shard(tokenizer, tmp_path):
+def test_a_judge_that_fails_loses_nothing_that_was_judged(tokenizer, tmp_path):
     questions = questions_of(tokenizer, 7 * BATCH - 3)
     accelerator = Accelerator(cpu=True)
     first = Failing(6)
@@ -138,8 +137,7 @@ def test_a_judge_that_fails_loses_no_finished_shard(tokenizer, tmp_path):
     second = Failing(7)
     scores = Court(accelerator, second, tmp_path, True).scores(questions, "round-02")
     assert scores == [float(sum(q.completion_ids)) for q in questions]
-    # The first shard was finished; of the second, two batches were judged twice.
-    assert second.seen == len(questions) - judging.SHARD_BATCHES * BATCH
+    assert second.seen == len(questions) - 6 * BATCH, "what was judged is judged again"
     other = Failing(7)
     Court(accelerator, other, tmp_path, True).scores(questions[1:], "round-02")
     assert other.seen == len(questions) - 1
@@ -147,23 +145,7 @@ def test_a_judge_that_fails_loses_no_finished_shard(tokenizer, tmp_path):
 
 @pytest.fixture(scope="module")
 def reward_model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = AutoModelForSequenceClassification.from_config(config)
-    path = tmp_path_factory.mktemp("judge") / "reward"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return assets.save_reward_model(tmp_path_factory.mktemp("judge") / "reward", folder)
 
 
 def test_a_reward_model_gives_its_own_scores(reward_model, tokenizer):
@@ -180,12 +162,9 @@ def test_a_reward_model_gives_its_own_scores(reward_model, tokenizer):
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "two"])
-def test_a_reward_model_that_can_not_be_used_is_named(path, reward_model, tokenizer, tmp_path):
+def test_a_reward_model_that_can_not_be_used_is_named(path, folder, tokenizer, tmp_path):
     if path == "two":
-        config = LlamaConfig.from_pretrained(reward_model, num_labels=2)
-        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        path = str(tmp_path)
+        path = str(assets.save_reward_model(tmp_path, folder, outputs=2))
     with pytest.raises(JudgeError) as caught:
         RewardModelJudge(path, tokenizer, Accelerator(cpu=True))
     assert str(caught.value).startswith(f"sera.bootstrap.judge: {path} ")

@@ -250,6 +250,7 @@ ALL = [
     settings_of(rule="external", external={"mode": "only"}),
     settings_of(on_negative="flip", negative_reviews=1),
     settings_of(on_negative="drop", negative_reviews=1, uncertainty=0.5),
+    settings_of(rule=f"{__name__}:prefer_long_ids"),
 ]
 VALUES = st.sampled_from([-2.0, -0.5, 0.0, 0.0, 1.0, 1.0, 3.5, NAN])
 PAIRS = st.dictionaries(
@@ -279,5 +280,9 @@ def test_every_rule_is_of_the_right_size_and_knows_no_order(settings, pairs, dat
     assert kept(one, ids) == kept(other, [ids[i] for i in order])
     assert one.kept.sum() == min(keep, len(one.ranked))
     assert [ids[i] for i in one.ranked] == [ids[order[i]] for i in other.ranked]
+    assert [ids[i] for i in one.ranked] == sorted(
+        (ids[i] for i in one.ranked), key=lambda name: (-one.scores[ids.index(name)], name)
+    ), "ties are not by id"
     margins = np.array([pairs[i][0] for i in ids])
     assert np.isfinite(margins[one.ranked]).all()
+    assert np.isnan(one.scores[~np.isfinite(margins)]).all()
