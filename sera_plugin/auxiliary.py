@@ -78,7 +78,12 @@ class Auxiliary:
         """LossDiff of every pair, float64, shape (n,); both log-probs are of D."""
         kind = "mean" if self.loss_type == "ipo" else "sum"
         one, other = (
-            margins(log_ratios(model, reference), pairs.chosen_tokens, pairs.rejected_tokens, kind)
+            margins(
+                log_ratios(model.aligned(pairs.ids), reference),
+                pairs.chosen_tokens,
+                pairs.rejected_tokens,
+                kind,
+            )
             for model in (policy, self.logps)
         )
         return loss_difference(one, other, self.beta, self.loss_type)

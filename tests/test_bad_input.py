@@ -342,6 +342,46 @@ def test_no_pair_fits(refused: Start):
     assert "sequence_len: 4" in sentence
 
 
+LOSSDIFF: dict[str, Any] = {"selection": {"rule": "lossdiff_irm"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sera": LOSSDIFF, "drop": ("test_datasets",)}, "sera.selection.rule: lossdiff_irm needs"),
+        ({"sera": LOSSDIFF, "dpo_loss_type": ["hinge"]}, "dpo_loss_type: ['hinge'] can't be used"),
+        (
+            {"sera": LOSSDIFF, "deepspeed": {"zero_optimization": {"stage": 1}}},
+            "deepspeed: {'zero_optimization': {'stage': 1}} can't be used with sera.selection.rule",
+        ),
+        (
+            {"sera": {"selection": {"rule": "external"}}},
+            "sera.selection.external.chosen: score_chosen is no column of the training pairs",
+        ),
+        (
+            {"sera": {"selection": {"rule": "nowhere:at_all"}}},
+            "sera.selection.rule: nowhere:at_all can't be imported",
+        ),
+        (
+            {"sera": {"selection": {"keep": [0.9, 0.8, 0.7]}}},
+            "sera.selection.keep: [0.9, 0.8, 0.7] has 3 entries for 2 reviewed rounds",
+        ),
+        (
+            {"sera": {"bootstrap": {"judge": "nowhere:at_all"}}},
+            "sera.bootstrap.judge: nowhere:at_all can't be imported",
+        ),
+        (
+            {"sera": {"bootstrap": {"judge": "/nowhere/at/all"}}},
+            "sera.bootstrap.judge: /nowhere/at/all holds no model",
+        ),
+    ],
+)
+def test_rule_or_judge_that_can_not_work(
+    refused: Start, changes: dict[str, Any], words: str
+) -> None:
+    assert refused(**changes).startswith(words)
+
+
 @pytest.mark.parametrize(
     ("refine", "words"),
     [

@@ -291,6 +291,25 @@ def test_every_field_has_a_description(model):
             "sera.selection.keep: 2.5 is neither a share in (0, 1] nor a whole number of pairs.",
         ),
         (
+            {"selection": {"keep": [0.5, 2.5]}},
+            "sera.selection.keep: 2.5 is neither a share in (0, 1] nor a whole number of pairs.",
+        ),
+        (
+            {"selection": {"rule": "best"}},
+            "sera.selection.rule: 'best' is not allowed; it must be top, band, bottom, random, "
+            "threshold, lossdiff_irm, external, or package.module:function.",
+        ),
+        (
+            {"selection": {"rule": "band", "band": [80, 20]}},
+            "sera.selection.band: [80.0, 20.0] holds no pair; the first percentile must be below "
+            "the second.",
+        ),
+        (
+            {"selection": {"rule": "band", "keep": 0.5}},
+            "sera.selection.keep: 0.5 has no effect beside sera.selection.rule: band, whose "
+            "percentiles say how many pairs are kept; remove the key.",
+        ),
+        (
             {"bootstrap": {"length_penalty": "automatic"}},
             "sera.bootstrap.length_penalty: 'automatic' is not allowed; it must be a number or "
             "auto.",

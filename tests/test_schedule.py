@@ -113,6 +113,14 @@ def test_max_steps_caps_the_run(max_steps, expected, last_round):
     assert (schedule.max_steps, schedule.last_round) == (expected, last_round)
 
 
+def test_keep_changes_by_round_and_the_last_one_repeats():
+    schedule = schedule_of(num_rounds=5, keep=(1.0, 4, 0.55), fraction=0.0)
+    assert [size.kept for size in schedule.rounds] == [10, 10, 4, 6, 6]
+    assert [size.reviewed for size in schedule.rounds] == [False, True, True, True, True]
+    with pytest.raises(ValueError, match="11 pairs can't be kept of 10"):
+        schedule_of(keep=(0.5, 11))
+
+
 def test_plan_refuses_a_round_without_an_update():
     with pytest.raises(ValueError, match="a round of 3 pairs gives no optimizer update"):
         schedule_of(keep=3, fraction=0.0, batching=Batching(4, 1, 1, drop_last=True))
