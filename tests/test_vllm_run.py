@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from conftest import MakeConfig, RunCli, output_dir
-from vllm_serving import environment, serving
+from vllm_serving import serving
 
 pytestmark = pytest.mark.cli
 # The tiny model's greedy answers never end; a price on tokens makes them the worst there are.
@@ -20,14 +21,13 @@ GREEDY = {
 }
 
 
-def config_for(config: MakeConfig, engine: str, port: int, **changes: object) -> Path:
+def config_for(config: MakeConfig, engine: str, port: int, **changes: Any) -> Path:
     return config(
         sera={"bootstrap": {**GREEDY, "engine": engine}},
         trl={"vllm_server_host": "127.0.0.1", "vllm_server_port": port, "vllm_server_timeout": 60},
-        num_epochs=3,
         drop=("evals_per_epoch", "test_datasets"),
         learning_rate=2e-3,
-        **changes,
+        **({"num_epochs": 3} | changes),
     )
 
 
@@ -41,7 +41,7 @@ def runs(
     with serving(llama, folder) as server:
         for engine in ("transformers", "vllm"):
             path = config_for(config, engine, server.port)
-            said = run_cli("train", path, "--launcher", "python", env=environment(server.fault))
+            said = run_cli("train", path, "--launcher", "python", env=server.environment)
             done[engine] = output_dir(path), said
     return done
 

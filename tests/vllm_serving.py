@@ -25,10 +25,14 @@ _SERVE = (
 )
 
 
-def environment(fault: Path) -> dict[str, str]:
-    """Variables of a process that finds the engine for CPU."""
+def environment(fault: Path, group_port: int) -> dict[str, str]:
+    """Variables of a process that finds the engine for CPU, and of the server it talks to."""
     paths = [str(CPU_VLLM), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "CPU_VLLM_FAULT": str(fault)}
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CPU_VLLM_FAULT": str(fault),
+        "CPU_VLLM_GROUP_PORT": str(group_port),
+    }
 
 
 def free_port() -> int:
@@ -44,12 +48,19 @@ class Serving:
     Attributes:
         port: where it listens.
         fault: the file that says which fault it commits.
+        group_port: where it takes weights.
         process: its process.
     """
 
     port: int
     fault: Path
+    group_port: int
     process: subprocess.Popen[bytes]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a run that talks to it."""
+        return environment(self.fault, self.group_port)
 
     @property
     def url(self) -> str:
@@ -65,18 +76,18 @@ class Serving:
 @contextmanager
 def serving(model: Path, folder: Path, port: int | None = None) -> Iterator[Serving]:
     """A server of ``model`` until the block ends."""
-    port, fault = port or free_port(), folder / "fault"
+    port, group_port, fault = port or free_port(), free_port(), folder / "fault"
     fault.write_text("")
     with open(folder / "server.log", "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(model), str(port)],
-            env=ENVIRONMENT | environment(fault),
+            env=ENVIRONMENT | environment(fault, group_port),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    found = Serving(port, fault, process)
+    found = Serving(port, fault, group_port, process)
     try:
         _wait(found, folder / "server.log")
         yield found

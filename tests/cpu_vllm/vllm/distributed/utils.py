@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ class StatelessProcessGroup:
 
     @staticmethod
     def create(host: str, port: int, rank: int, world_size: int) -> StatelessProcessGroup:
+        # TRL's port is one for all servers of a machine; tests run several.
+        port = int(os.environ.get("CPU_VLLM_GROUP_PORT", port))
         limit = datetime.timedelta(seconds=60)
         store = torch.distributed.TCPStore(host, port, world_size, rank == 0, timeout=limit)
         prefixed = c10d.PrefixStore("weights", store)
