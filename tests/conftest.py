@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import assets
 import pytest
 import yaml
 from hypothesis import settings
+from warm import Axolotl
 
 # An example that takes long says that the machine is busy.
 settings.register_profile("any machine", deadline=None)
@@ -175,6 +176,32 @@ def run_cli() -> RunCli:
     """Run the installed ``axolotl`` script offline; returns stdout and stderr together."""
     script = Path(sys.executable).parent / "axolotl"
     return _runner([str(script)])
+
+
+@pytest.fixture(scope="module")
+def warm_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCli]:
+    """As ``run_cli``, in processes forked from one that has imported the host: most of the time of
+    a short run is saved, and a busy machine fails none by a limit."""
+    logs, numbers = tmp_path_factory.mktemp("logs"), itertools.count(1)
+
+    with Axolotl(ENVIRONMENT | SHIM) as axolotl:
+
+        def run(
+            *args: str | Path,
+            env: Mapping[str, str] | None = None,
+            expect_failure: bool = False,
+            timeout: float = 0,
+        ) -> str:
+            own = {k: v for k, v in (env or {}).items() if k != "PYTHONPATH"}
+            done = axolotl.run(logs / f"{next(numbers)}", *args, **own)
+            if (done.code != 0) != expect_failure:
+                pytest.fail(
+                    f"axolotl {' '.join(map(str, args))} left with {done.code}:\n"
+                    f"{done.output[-8000:]}"
+                )
+            return done.output
+
+        yield run
 
 
 @pytest.fixture(scope="session")

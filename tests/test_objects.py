@@ -39,6 +39,8 @@ assert objects.shared(lambda: None) is None
 # Beside the pieces themselves there is the frame that each is pickled in.
 assert {AT_ONCE} // 2 < max(sent) < {AT_ONCE} + 200, sent
 assert len(sent) > 50
+state.wait_for_everyone()
+state.destroy_process_group()
 """
 
 

@@ -108,7 +108,7 @@ def paged_answers(
     Raises:
         RuntimeError: if an answer is missing; with "out of memory." in it if memory ran out.
     """
-    dtype, mixed = _dtype_of_values(model, next(iter(requests.values())).prompt[0])
+    dtype, mixed = _dtype_of_values(model)
     devices = [model.device] if model.device.type == "cuda" else []
     kind = _attention(model, dtype, mixed)
     with _paged_attention(model, kind), _quiet(), torch.random.fork_rng(devices):
@@ -203,14 +203,14 @@ def _processor(manager: Any, dtype: torch.dtype) -> Any:
     return processor
 
 
-def _dtype_of_values(model: PreTrainedModel, token: int) -> tuple[torch.dtype, bool]:
+def _dtype_of_values(model: PreTrainedModel) -> tuple[torch.dtype, bool]:
     """The type of the values, and whether keys have another one.
 
     Under autocast the values come from a linear layer in half precision, while rotary embeddings
     may widen the keys; attention then narrows them again.
     """
     cache = DynamicCache(config=model.config)
-    inputs = torch.tensor([[token]], device=model.device)
+    inputs = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     model(input_ids=inputs, past_key_values=cache, use_cache=True)
     layer: Any = cache.layers[0]
     return layer.values.dtype, layer.keys.dtype != layer.values.dtype
