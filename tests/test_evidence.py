@@ -17,9 +17,11 @@ import yaml
 from conftest import RunCli
 from safetensors.torch import load_file
 
-from benchmarks.evidence import pairs, report, vocabulary
-from benchmarks.evidence.arms import ARMS, BATCH, REGIMES
+from benchmarks.evidence import data, judges, pairs, report, vocabulary
+from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
+from benchmarks.evidence.plan import PLAN, planned
+from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runner import run_all
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
@@ -396,3 +398,50 @@ def test_artifact_text_is_read_back() -> None:
     answers = WORLD.write(asked, Writer(), "a")
     assert parse_prompts(vocabulary.prompt_text(asked)).rows() == asked.rows()
     assert (parse_answers(vocabulary.answer_text(answers)) == answers).all()
+
+
+def test_a_judge_with_errors_is_wrong_at_one_prompt_in_five(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(judges.WORLD, "3")
+    asked = WORLD.prompts("train", 2_000)
+    texts = vocabulary.prompt_text(asked)
+    answers = vocabulary.answer_text(WORLD.write(asked, Writer(), "a"))
+    right = np.array(judges.gold(texts, answers))
+    assert right == pytest.approx(WORLD.gold(asked, parse_answers(answers)))
+    signs = np.array(judges.gold_with_errors(texts, answers)) / right
+    assert set(np.round(signs, 9)) == {-1.0, 1.0}
+    assert (signs < 0).mean() == pytest.approx(judges.ERRORS, abs=0.03)
+    other = vocabulary.answer_text(WORLD.write(asked, Writer(), "b"))
+    again = np.array(judges.gold_with_errors(texts, other)) / judges.gold(texts, other)
+    assert (np.sign(again) == np.sign(signs)).all()
+
+
+def test_pairs_carry_the_scores_of_an_outside_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judges.WORLD, "3")
+    rows = pairs.as_rows(pairs.label(pairs.off_policy(WORLD, 400, 0), 350, 0.0, 0))
+    found = judges.scored(WORLD, rows)
+    assert [{k: row[k] for k in rows[0]} for row in found] == rows
+    margins = np.array([row["score_chosen"] - row["score_rejected"] for row in found])
+    # Without flips chosen is better by gold, so a negative margin is an error of the judge.
+    assert (margins < 0).mean() == pytest.approx(judges.ERRORS, abs=0.06)
+    prompts = [row["prompt"] for row in rows]
+    chosen = judges.gold_with_errors(prompts, [row["chosen"] for row in rows])
+    assert chosen == pytest.approx([row["score_chosen"] for row in found])
+
+
+def test_evaluation_pairs_are_other_pairs(tmp_path: Path) -> None:
+    settings = Settings()
+    run = Run("off-0.2", "rule-lossdiff", 3, "report", 1e-3, 0.1)
+    data.sft_folder(3, settings, tmp_path).mkdir()
+    files = (make(run, settings, tmp_path) for make in (data.make_data, data.make_held_out))
+    trained, held_out = ([json.loads(x) for x in f.read_text().splitlines()] for f in files)
+    assert (len(trained), len(held_out)) == (2_000, 200)
+    assert not {row["prompt"] for row in trained} & {row["prompt"] for row in held_out}
+    assert np.mean([row["flipped"] for row in held_out]) == pytest.approx(0.2, abs=0.08)
+
+
+def test_the_plan_has_every_arm_and_nothing_twice() -> None:
+    found = planned(PLAN)
+    assert all(len(arms) == len(set(arms)) and "dpo" in arms for arms in found.values())
+    assert {arm for arms in found.values() for arm in arms} == ARMS.keys()

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
-from benchmarks.evidence.arms import ARMS, PLAN, QUICK, REGIMES, SEEDS
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.plan import PLAN, QUICK, SEEDS, Plan, planned
+from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs, tuning_runs
 
 PAGE = study.HERE.parents[1] / "docs" / "evidence.md"
@@ -22,10 +24,13 @@ def main() -> None:
         runner.prepare_parent()
         plan = QUICK if args.quick else PLAN
         study.measure_all_sft(args.seeds, settings, results, args.work, args.workers)
-        for regime in args.regimes or plan:
-            arms = args.arms or plan[regime]
-            _run(regime, arms, settings, results, args)
-    report.write(results, settings, args.page, args.page.with_suffix(""))
+        if args.regimes:
+            plan = tuple((regime, _arms(regime, plan)) for regime in args.regimes)
+        for regime, arms in plan:
+            _run(regime, args.arms or arms, settings, results, args)
+    # What was seen was seen in the stored results, not in those of another folder.
+    reading = study.HERE / "reading.md" if args.results == study.RESULTS else None
+    report.write(results, settings, args.page, args.page.with_suffix(""), reading)
     print(f"{args.page} is written")
 
 
@@ -45,6 +50,10 @@ def _arguments() -> argparse.Namespace:
     add("--results", type=Path, default=study.RESULTS)
     add("--page", type=Path, default=PAGE, help="plots go into a folder of its name")
     return parser.parse_args()
+
+
+def _arms(regime: str, plan: Plan) -> tuple[str, ...]:
+    return tuple(planned(plan).get(regime, ()))
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What is compared: regimes of data, and arms as changes to one YAML."""
+"""Ways to train: arms as changes to one YAML."""
 
 from __future__ import annotations
 
@@ -7,58 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.evidence.regimes import BATCH, Regime
 from benchmarks.evidence.world import MOST_WORDS
 
-BATCH = 32
 KEEP = 0.7
-MANY, FEW = 2_000, 200
-SEEDS = 5
-"""Fewest seeds of a comparison; more are added where a verdict is undecided."""
 PLUGIN, TRAINER = "sera_plugin.SeRAPlugin", "sera_plugin.trainer.SeRATrainer"
 
 
-@dataclass(frozen=True)
-class Regime:
-    """The preference data of a comparison.
-
-    Attributes:
-        source: ``on`` for pairs sampled from the SFT model, ``off`` for other writers.
-        noise: share of flipped labels.
-        pairs: how many.
-        epochs: passes over them in plain DPO; every arm gets as many updates.
-        spurious: whether a meaningless word goes with the chosen answers.
-    """
-
-    source: str = "on"
-    noise: float = 0.2
-    pairs: int = MANY
-    epochs: int = 3
-    spurious: bool = False
-
-    @property
-    def updates(self) -> int:
-        """Optimizer updates of every arm."""
-        return self.epochs * math.ceil(self.pairs / BATCH)
-
-
-REGIMES = {
-    "on-0.0": Regime(noise=0.0),
-    "on-0.2": Regime(noise=0.2),
-    "on-0.4": Regime(noise=0.4),
-    "off-0.0": Regime("off", noise=0.0),
-    "off-0.2": Regime("off", noise=0.2),
-    "off-0.4": Regime("off", noise=0.4),
-    "few-0.0": Regime(noise=0.0, pairs=FEW, epochs=15),
-    "few-0.2": Regime(noise=0.2, pairs=FEW, epochs=15),
-    "few-0.4": Regime(noise=0.4, pairs=FEW, epochs=15),
-    "spurious-0.2": Regime(noise=0.2, spurious=True),
-    "quick-0.4": Regime(noise=0.4, pairs=640),
-    "tiny-0.2": Regime(noise=0.2, pairs=64),
+GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
+    "dpo": ((5e-4, 0.03), (5e-4, 0.1), (5e-4, 0.3), (5e-4, 1.0), (1.2e-3, 0.1)),
+    "ipo": ((5e-4, 0.1), (5e-4, 2.0), (5e-4, 0.25), (5e-4, 0.6), (1.2e-3, 0.6)),
 }
-
-RATES = (5e-4, 1.2e-3)
-BETAS = {"dpo": (0.03, 0.1, 0.3), "ipo": (0.5, 2.0, 8.0)}
-"""IPO's β: the loss asks for a margin of 1/(2β) per token."""
+"""(learning rate, β) to choose from. IPO's loss asks for a margin of 1/(2β) per token."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +33,8 @@ class Arm:
         tuned_as: the arm whose learning rate and β are used; empty for this one.
         note: what it shows, for the tables.
         more: other keys of the YAML.
+        scored: the pairs carry scores of an outside judge.
+        held_out: there are evaluation pairs.
     """
 
     sera: Mapping[str, Any] | None = None
@@ -82,11 +44,13 @@ class Arm:
     tuned_as: str = ""
     note: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
+    scored: bool = False
+    held_out: bool = False
 
     @property
-    def grid(self) -> list[tuple[float, float]]:
+    def grid(self) -> tuple[tuple[float, float], ...]:
         """(learning rate, β) to choose from; the same number for every arm."""
-        return [(rate, beta) for rate in RATES for beta in BETAS[self.loss]]
+        return GRIDS[self.loss]
 
     def config(self, regime: Regime, rate: float, beta: float, seed: int) -> dict[str, Any]:
         """What this arm changes in the shared YAML."""
@@ -185,9 +149,33 @@ def _refined(keep: float, loss: str) -> Arm:
     return Arm(
         _sera(keep=keep, fraction=0.0, refine=refine),
         loss=loss,
+        tuned_as=loss if keep == 1 else {"dpo": "select", "ipo": "select-ipo"}[loss],
         note=f"Sr-{loss.upper()} {alone}",
         more=ASKS_FOR_QUALITY,
     )
+
+
+def _selects(
+    selection: Mapping[str, Any] | None = None,
+    *,
+    note: str,
+    scored: bool = False,
+    held_out: bool = False,
+    **keys: Any,
+) -> Arm:
+    """Selection only, by another rule or from other margins."""
+    return Arm(
+        _sera(fraction=0.0, selection={**keys, **(selection or {})}),
+        tuned_as="select",
+        note=note,
+        scored=scored,
+        held_out=held_out,
+    )
+
+
+def _judged(name: str, note: str) -> Arm:
+    judge = {"judge": f"benchmarks.evidence.judges:{name}", "ensemble": False}
+    return Arm(_sera(bootstrap=judge), tuned_as="sera", note=note)
 
 
 ARMS: dict[str, Arm] = {
@@ -196,19 +184,23 @@ ARMS: dict[str, Arm] = {
     "random": Arm(subset=KEEP, note="DPO on a random 70%"),
     "oracle": Arm(clean=True, note="DPO on the same pairs without flipped labels"),
     "select": Arm(SELECT, note="selection only"),
-    "bootstrap": Arm(_sera(keep=1.0), note="bootstrapping only"),
+    "bootstrap": Arm(_sera(keep=1.0), tuned_as="full", note="bootstrapping only"),
     "full": Arm(FULL, note="as published"),
     "sera": Arm(SHIPPED, note="`sera: true`: selection, bootstrapping, guard"),
     "reference": Arm(
         _sera(bootstrap=BY_REFERENCE),
+        tuned_as="full",
         note="as published, but the reference writes the answers",
     ),
     "sera-reference": Arm(
         _sera(bootstrap={**BY_REFERENCE, "guard": GUARD}),
+        tuned_as="sera",
         note="`sera: true`, but the reference writes the answers",
     ),
     "select-ipo": Arm(SELECT, loss="ipo", note="selection only"),
-    "bootstrap-ipo": Arm(_sera(keep=1.0), loss="ipo", note="bootstrapping only"),
+    "bootstrap-ipo": Arm(
+        _sera(keep=1.0), loss="ipo", tuned_as="full-ipo", note="bootstrapping only"
+    ),
     "full-ipo": Arm(FULL, loss="ipo", note="as published"),
     "sera-ipo": Arm(SHIPPED, loss="ipo", note="`sera: true`"),
     "sera-tight": Arm(
@@ -247,28 +239,33 @@ ARMS: dict[str, Arm] = {
     "sr-ipo-select": _refined(KEEP, "ipo"),
     "reference-length-auto": Arm(
         _sera(bootstrap={**BY_REFERENCE, "length_penalty": "auto"}),
-        tuned_as="reference",
+        tuned_as="full",
         note="the reference writes, length penalty auto",
     ),
     "full-mixed": Arm(
         _sera(bootstrap={"sampler": "mixed", "ensemble": False}),
-        tuned_as="reference",
+        tuned_as="full",
         note="policy and reference write half of the answers each",
     ),
+    "select-free": _selects(note="margins from the training steps", source="training"),
+    "select-uncertainty": _selects(note="margin − its standard deviation", uncertainty=1.0),
+    "select-flip": _selects(note="clearly negative pairs are flipped", on_negative="flip"),
+    "rule-band": _selects(rule="band", note="percentiles 20 to 90"),
+    "rule-bottom": _selects(rule="bottom", note="smallest margins"),
+    "rule-random": _selects(rule="random", note="random pairs in every round"),
+    "rule-threshold": _selects(rule="threshold", note="margins above 0, at most 70%"),
+    "rule-lossdiff": _selects(
+        rule="lossdiff_irm", held_out=True, note="LossDiff-IRM, 200 evaluation pairs"
+    ),
+    "rule-external": _selects(
+        {"external": {"mode": "only"}},
+        rule="external",
+        scored=True,
+        note="scores of an outside judge with 20% errors",
+    ),
+    "rule-fused": _selects(
+        rule="external", scored=True, note="these scores and the implicit margins"
+    ),
+    "judge-gold": _judged("gold", "gold ranks the fresh answers"),
+    "judge-gold-errors": _judged("gold_with_errors", "gold with 20% errors ranks them"),
 }
-
-MAIN = ("dpo", "random", "select", "full", "sera", "sera-reference")
-IPO = ("ipo", "select-ipo", "full-ipo", "sera-ipo")
-PARTS = ("bootstrap", "bootstrap-ipo", "reference")
-VARIANTS = tuple(name for name, arm in ARMS.items() if arm.tuned_as)
-PLAN: dict[str, tuple[str, ...]] = {
-    "on-0.4": (*MAIN, *IPO, "oracle", *PARTS, *VARIANTS),
-    "few-0.2": (*MAIN, *IPO, "oracle", *PARTS, "sera-tight"),
-    "off-0.2": (*MAIN, *IPO, "oracle", "reference"),
-    "on-0.2": (*MAIN, *IPO, "oracle"),
-    "on-0.0": (*MAIN, *IPO),
-    "off-0.4": (*MAIN, *IPO, "oracle"),
-    "spurious-0.2": ("dpo", "ipo", "select", "full", "sera"),
-}
-"""What `make evidence` runs, most telling first."""
-QUICK = {"quick-0.4": ("dpo", "random", "select", "sera")}

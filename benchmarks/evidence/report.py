@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.arms import ARMS, BATCH, PLAN, REGIMES, SEEDS
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.plan import JUDGES, PLAN, RULES, SEEDS, planned
+from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runs import Results, Settings, tuned
 from benchmarks.evidence.summary import ArmRuns, Summary, bars, spread
 
@@ -20,7 +22,9 @@ UNTUNED = (
 )
 
 
-def write(results: Results, settings: Settings, page: Path, plots: Path) -> None:
+def write(
+    results: Results, settings: Settings, page: Path, plots: Path, reading: Path | None = None
+) -> None:
     """Write the page and its plots.
 
     Args:
@@ -28,6 +32,7 @@ def write(results: Results, settings: Settings, page: Path, plots: Path) -> None
         settings: sizes they were made with.
         page: Markdown file.
         plots: folder for PNG and SVG files, beside the page or below it.
+        reading: Markdown that says what was seen in the numbers.
     """
     summary = Summary(results, settings)
     parts = [(HERE / "intro.md").read_text(encoding="utf-8").rstrip()]
@@ -36,9 +41,9 @@ def write(results: Results, settings: Settings, page: Path, plots: Path) -> None
     else:
         parts.append("**State.** " + _state(summary))
     parts.append("## What was to be reached\n\n" + _bars(summary))
-    reading = HERE / "reading.md"
-    if reading.exists():
+    if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
+    parts.extend(_side_by_side(summary))
     plots.mkdir(parents=True, exist_ok=True)
     for regime in summary.regimes:
         arms = summary.of(regime)
@@ -54,7 +59,7 @@ def _state(summary: Summary) -> str:
     seeds = [
         f"{regime}: {sum(len(arm.runs) >= SEEDS for arm in summary.of(regime).values())} of "
         f"{len(arms)} arms"
-        for regime, arms in PLAN.items()
+        for regime, arms in planned(PLAN).items()
     ]
     return f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}."
 
@@ -68,6 +73,46 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _bars(summary: Summary) -> str:
     rows = [(b.text, b.regime, b.wanted, b.found, b.detail) for b in bars(summary)]
     return table(("what", "regime", "wanted", "found", "difference of gold reward"), rows)
+
+
+def _side_by_side(summary: Summary) -> list[str]:
+    """Rules of selection, and judges, in the regimes that have them."""
+    return [
+        f"## {title}\n\n{text}\n\n{_against_dpo(summary, arms)}"
+        for title, text, arms in (
+            (
+                "Which rule of selection wins where",
+                "Difference of gold reward to DPO; `select` is `rule: top`. All take the learning "
+                "rate and β of `select`. `rule-external` and `rule-fused` see scores of an outside "
+                "judge who errs at one prompt in five.",
+                ("select", *RULES),
+            ),
+            (
+                "Who judges the fresh answers",
+                "The same, with the learning rate and β of `sera`. A judge of one's own takes the "
+                "place of the implicit reward, and the guard stands aside.",
+                ("sera", *JUDGES),
+            ),
+        )
+        if any((regime, arms[1]) in summary.arms for regime in REGIMES)
+    ]
+
+
+def _against_dpo(summary: Summary, arms: Sequence[str]) -> str:
+    """A row per arm, a column per regime in which the second arm has run."""
+    regimes = [r for r in summary.regimes if (r, arms[1]) in summary.arms]
+    rows = []
+    for name in arms:
+        cells = []
+        for regime in regimes:
+            here = summary.of(regime)
+            found = str(here[name].against(here["dpo"])) if name in here else "-"
+            best = max(
+                (a for a in arms if a in here), key=lambda a: here[a].against(here["dpo"]).mean
+            )
+            cells.append(f"**{found}**" if name == best else found)
+        rows.append((f"`{name}`", ARMS[name].note, *cells))
+    return table(("arm", "what it is", *regimes), rows)
 
 
 def _regime(regime: str, arms: dict[str, ArmRuns], summary: Summary, link: str) -> str:

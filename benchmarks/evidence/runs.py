@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import pairs, policy, runner, vocabulary
-from benchmarks.evidence.arms import ARMS, REGIMES, Regime
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.regimes import REGIMES, TUNED_IN, Regime
 from benchmarks.evidence.world import World, Writer
 
 TUNING_SEEDS = (100,)
@@ -102,7 +103,8 @@ class Run:
     def _arm_key(self) -> dict[str, Any]:
         arm = ARMS[self.arm]
         changes = arm.config(REGIMES[self.regime], self.rate, self.beta, self.seed)
-        return changes | {"subset": arm.subset, "clean": False}
+        held_out = {"held_out": True} if arm.held_out else {}
+        return changes | {"subset": arm.subset, "clean": False} | held_out
 
 
 class Results:
@@ -141,7 +143,7 @@ def sft_key(seed: int, split: str, settings: Settings) -> str:
 def tuning_runs(regime: str, arm: str, seeds: Sequence[int] = TUNING_SEEDS) -> list[Run]:
     """The grid of an arm, judged on the tuning prompts."""
     return [
-        Run(regime, arm, seed, "tune", rate, beta)
+        Run(TUNED_IN.get(regime, regime), arm, seed, "tune", rate, beta)
         for seed in seeds
         for rate, beta in ARMS[arm].grid
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,63 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import artifacts, pairs, policy, runner
-from benchmarks.evidence.arms import ARMS, REGIMES
-from benchmarks.evidence.runs import Results, Run, Settings, fingerprint, sft_key
+from benchmarks.evidence import artifacts, runner
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.data import data_key, make_data, make_held_out, make_sft, sft_folder
+from benchmarks.evidence.judges import WORLD
+from benchmarks.evidence.regimes import REGIMES
+from benchmarks.evidence.runs import Results, Run, Settings, sft_key
 from benchmarks.evidence.world import World
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WORK = HERE.parents[1] / "evidence-work"
 """Models, data and output folders, which can be made again."""
-SPARE = 1.15
-"""Prompts per pair that are answered: some give no pair."""
-
-
-def sft_folder(seed: int, settings: Settings, work: Path) -> Path:
-    """Where the SFT model of a seed is."""
-    text = json.dumps([fingerprint(), asdict(settings.size), settings.sft_steps])
-    return work / f"sft-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}-{seed}"
-
-
-def make_sft(seed: int, settings: Settings, work: Path) -> Path:
-    """Train the SFT model of a seed, unless it is there."""
-    folder = sft_folder(seed, settings, work)
-    if not folder.exists():
-        building = folder.with_name(folder.name + ".tmp")
-        policy.train_sft(World(seed), building, settings.size, settings.sft_steps)
-        building.rename(folder)
-    return folder
-
-
-def make_data(run: Run, settings: Settings, work: Path) -> Path:
-    """Write the pairs of a run, unless they are there."""
-    from transformers import AutoModelForCausalLM
-
-    arm, regime = ARMS[run.arm], run.data
-    model = sft_folder(run.seed, settings, work)
-    name = f"{regime.source}-{regime.pairs}-{regime.noise}-{regime.spurious}-{arm.subset}.jsonl"
-    path = model / "pairs" / name
-    if path.exists():
-        return path
-    world, prompts = World(run.seed), int(regime.pairs * SPARE)
-    if regime.source == "on":
-        policy_model = AutoModelForCausalLM.from_pretrained(model)
-        candidates = pairs.on_policy(world, policy_model, prompts, run.seed)
-    else:
-        candidates = pairs.off_policy(world, prompts, run.seed)
-    labelled = pairs.label(
-        candidates, regime.pairs, regime.noise, run.seed, spurious=regime.spurious
-    )
-    rows = pairs.as_rows(labelled)
-    if arm.subset < 1:
-        draw = np.random.default_rng([run.seed, 3])
-        count = int(len(rows) * arm.subset + 0.5)
-        rows = [rows[i] for i in sorted(draw.permutation(len(rows))[:count])]
-    building = path.with_suffix(".tmp")
-    pairs.write_jsonl(building, rows)
-    building.rename(path)
-    return path
 
 
 def run_folder(run: Run, settings: Settings, work: Path) -> Path:
@@ -87,6 +42,10 @@ def config_of(run: Run, settings: Settings, work: Path, *, probe: bool = True) -
     folder = run_folder(run, settings, work)
     config = runner.base_config(model, make_data(run, settings, work), folder)
     config |= arm.config(regime, run.rate, run.beta, run.seed)
+    if arm.held_out:
+        path = make_held_out(run, settings, work)
+        config["test_datasets"] = [{"path": str(path), "ds_type": "json", "split": "train"}]
+        config["eval_strategy"] = "no"
     if probe:
         config["plugins"] = [*config.get("plugins", []), PLUGIN]
         config["evidence_probe"] = {
@@ -94,7 +53,8 @@ def config_of(run: Run, settings: Settings, work: Path, *, probe: bool = True) -
             "reference": str(model),
             "split": run.split,
             "result": str(folder / "probe.json"),
-            "points": settings.points,
+            # Tuning looks at the end alone.
+            "points": settings.points if run.split == "report" else 1,
             "prompts": settings.prompts,
             "repeats": settings.repeats,
         }
@@ -114,6 +74,7 @@ def execute(run: Run, settings: Settings, work: Path, *, keep: bool = False) -> 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = config_of(run, settings, work)
+    os.environ[WORLD] = str(run.seed)
     runner.train(config, folder)
     result = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
     if run.split != "report":
@@ -189,7 +150,7 @@ def execute_all(
     for _ in runner.run_all(makers, workers):
         pass
     # Written one after the other: two workers must not write one file.
-    data = {(r.regime, ARMS[r.arm].subset, ARMS[r.arm].clean, r.seed): r for r in missing}
+    data = {data_key(run): run for run in missing}
     write = [(partial(_make_all_data, list(data.values()), settings, work), logs / "data.log")]
     for _ in runner.run_all(write if data else [], 1):
         pass
@@ -208,3 +169,5 @@ def execute_all(
 def _make_all_data(runs: Iterable[Run], settings: Settings, work: Path) -> None:
     for run in runs:
         make_data(run, settings, work)
+        if ARMS[run.arm].held_out:
+            make_held_out(run, settings, work)

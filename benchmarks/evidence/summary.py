@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.arms import ARMS, REGIMES
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, matched, win_rate
 
