@@ -15,8 +15,8 @@ PLUGIN, TRAINER = "sera_plugin.SeRAPlugin", "sera_plugin.trainer.SeRATrainer"
 
 
 GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
-    "dpo": ((5e-4, 0.03), (5e-4, 0.1), (5e-4, 0.3), (5e-4, 1.0), (1.2e-3, 0.1)),
-    "ipo": ((5e-4, 0.1), (5e-4, 2.0), (5e-4, 0.25), (5e-4, 0.6), (1.2e-3, 0.6)),
+    "dpo": ((5e-4, 0.03), (5e-4, 0.1), (5e-4, 0.3), (1.2e-3, 0.1), (1.2e-3, 0.3)),
+    "ipo": ((5e-4, 0.1), (5e-4, 0.25), (5e-4, 0.6), (1.2e-3, 0.25), (1.2e-3, 0.6)),
 }
 """(learning rate, β) to choose from. IPO's loss asks for a margin of 1/(2β) per token."""
 
@@ -181,15 +181,15 @@ def _judged(name: str, note: str) -> Arm:
 ARMS: dict[str, Arm] = {
     "dpo": Arm(note="DPO on all pairs"),
     "ipo": Arm(loss="ipo", note="IPO on all pairs"),
-    "random": Arm(subset=KEEP, note="DPO on a random 70%"),
-    "oracle": Arm(clean=True, note="DPO on the same pairs without flipped labels"),
+    "random": Arm(subset=KEEP, tuned_as="dpo", note="DPO on a random 70%"),
+    "oracle": Arm(clean=True, tuned_as="dpo", note="DPO on the same pairs without flipped labels"),
     "select": Arm(SELECT, note="selection only"),
-    "bootstrap": Arm(_sera(keep=1.0), tuned_as="full", note="bootstrapping only"),
-    "full": Arm(FULL, note="as published"),
+    "bootstrap": Arm(_sera(keep=1.0), tuned_as="sera", note="bootstrapping only"),
+    "full": Arm(FULL, tuned_as="sera", note="as published"),
     "sera": Arm(SHIPPED, note="`sera: true`: selection, bootstrapping, guard"),
     "reference": Arm(
         _sera(bootstrap=BY_REFERENCE),
-        tuned_as="full",
+        tuned_as="sera",
         note="as published, but the reference writes the answers",
     ),
     "sera-reference": Arm(
@@ -199,9 +199,9 @@ ARMS: dict[str, Arm] = {
     ),
     "select-ipo": Arm(SELECT, loss="ipo", note="selection only"),
     "bootstrap-ipo": Arm(
-        _sera(keep=1.0), loss="ipo", tuned_as="full-ipo", note="bootstrapping only"
+        _sera(keep=1.0), loss="ipo", tuned_as="sera-ipo", note="bootstrapping only"
     ),
-    "full-ipo": Arm(FULL, loss="ipo", note="as published"),
+    "full-ipo": Arm(FULL, loss="ipo", tuned_as="sera-ipo", note="as published"),
     "sera-ipo": Arm(SHIPPED, loss="ipo", note="`sera: true`"),
     "sera-tight": Arm(
         _sera(bootstrap={"ensemble": False, "guard": {**GUARD, "max_spread": 3.0}}),
@@ -217,20 +217,20 @@ ARMS: dict[str, Arm] = {
         note="selection by the margin per token",
     ),
     "full-no-ensemble": Arm(
-        _sera(ensemble=0.0, bootstrap={"ensemble": False}), tuned_as="full", note="γ = 0"
+        _sera(ensemble=0.0, bootstrap={"ensemble": False}), tuned_as="sera", note="γ = 0"
     ),
     "full-policy-pool": Arm(
-        _sera(bootstrap={"pool": "policy"}), tuned_as="full", note="fresh answers alone compete"
+        _sera(bootstrap={"pool": "policy"}), tuned_as="sera", note="fresh answers alone compete"
     ),
     "full-length-fixed": Arm(
-        _sera(bootstrap={"length_penalty": 0.02}), tuned_as="full", note="length penalty 0.02"
+        _sera(bootstrap={"length_penalty": 0.02}), tuned_as="sera", note="length penalty 0.02"
     ),
     "full-length-auto": Arm(
-        _sera(bootstrap={"length_penalty": "auto"}), tuned_as="full", note="length penalty auto"
+        _sera(bootstrap={"length_penalty": "auto"}), tuned_as="sera", note="length penalty auto"
     ),
     "full-previous": Arm(
         _sera(reference="previous", bootstrap={"ensemble": False}),
-        tuned_as="full",
+        tuned_as="sera",
         note="reference: previous policy",
     ),
     "sr-dpo": _refined(1.0, "dpo"),
@@ -239,12 +239,12 @@ ARMS: dict[str, Arm] = {
     "sr-ipo-select": _refined(KEEP, "ipo"),
     "reference-length-auto": Arm(
         _sera(bootstrap={**BY_REFERENCE, "length_penalty": "auto"}),
-        tuned_as="full",
+        tuned_as="sera",
         note="the reference writes, length penalty auto",
     ),
     "full-mixed": Arm(
         _sera(bootstrap={"sampler": "mixed", "ensemble": False}),
-        tuned_as="full",
+        tuned_as="sera",
         note="policy and reference write half of the answers each",
     ),
     "select-free": _selects(note="margins from the training steps", source="training"),

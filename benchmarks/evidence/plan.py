@@ -34,17 +34,19 @@ Plan = tuple[tuple[str, tuple[str, ...]], ...]
 
 PLAN: Plan = (
     ("on-0.4", (*DPO, *IPO, "full", "oracle")),
+    ("on-0.2", (*DPO, *IPO, "full")),
     ("few-0.2", (*DPO, *IPO, "full")),
+    ("off-0.4", (*DPO, *IPO, "full", "oracle")),
     ("off-0.2", (*DPO, *IPO, "full")),
     ("on-0.4", (*RULES, *JUDGES)),
-    ("on-0.2", (*DPO, *IPO, *RULES, *JUDGES)),
-    ("off-0.4", (*DPO, *IPO, *RULES, *JUDGES, "oracle")),
     ("off-0.2", (*RULES, *JUDGES)),
+    ("on-0.2", (*RULES, *JUDGES)),
+    ("off-0.4", (*RULES, *JUDGES)),
     ("on-0.4", (*VARIANTS, *PARTS, "full-ipo", *REFINED)),
     ("on-0.0", (*DPO, *IPO, *RULES, *JUDGES)),
     ("off-0.0", (*DPO, *IPO, *RULES, *JUDGES)),
-    ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
     ("spurious-0.2", ("dpo", "ipo", "select", "sera")),
+    ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
 )
 """Regimes with arms; a regime may come more than once."""
 QUICK: Plan = (("quick-0.4", ("dpo", "random", "select", "sera")),)

@@ -48,5 +48,11 @@ REGIMES = {
     "tiny-0.2": Regime(noise=0.2, pairs=64),
 }
 
-TUNED_IN = {"on-0.0": "on-0.2", "off-0.0": "off-0.2", "spurious-0.2": "on-0.2"}
+TUNED_IN = {
+    "on-0.0": "on-0.2",
+    "off-0.0": "on-0.2",
+    "off-0.2": "on-0.2",
+    "off-0.4": "on-0.4",
+    "spurious-0.2": "on-0.2",
+}
 """Regimes that take the learning rates and βs of another one."""
