@@ -42,11 +42,14 @@ PLAN: Plan = (
     ("off-0.2", (*RULES, *JUDGES)),
     ("on-0.2", (*RULES, *JUDGES)),
     ("off-0.4", (*RULES, *JUDGES)),
+    ("on-0.0", ("dpo", "select", "sera", *RULES, *JUDGES)),
+    ("off-0.0", ("dpo", "select", "sera", *RULES, *JUDGES)),
     ("on-0.4", (*VARIANTS, *PARTS, "full-ipo", *REFINED)),
-    ("on-0.0", (*DPO, *IPO, *RULES, *JUDGES)),
-    ("off-0.0", (*DPO, *IPO, *RULES, *JUDGES)),
-    ("spurious-0.2", ("dpo", "ipo", "select", "sera")),
     ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
+    ("off-0.2", REFINED),
+    ("spurious-0.2", ("dpo", "ipo", "select", "sera")),
+    ("on-0.0", ("random", *IPO)),
+    ("off-0.0", ("random", *IPO)),
 )
 """Regimes with arms; a regime may come more than once."""
 QUICK: Plan = (("quick-0.4", ("dpo", "random", "select", "sera")),)
