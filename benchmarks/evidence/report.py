@@ -78,13 +78,16 @@ def _bars(summary: Summary) -> str:
 def _side_by_side(summary: Summary) -> list[str]:
     """Rules of selection, and judges, in the regimes that have them."""
     return [
-        f"## {title}\n\n{text}\n\n{_against_dpo(summary, arms)}"
+        f"## {title}\n\n{text}\n\n{_against_dpo(summary, arms)}\n\n"
+        f"The same at equal KL:\n\n{_against_dpo(summary, arms, equal_kl=True)}"
         for title, text, arms in (
             (
                 "Which rule of selection wins where",
-                "Difference of gold reward to DPO; `select` is `rule: top`. All take the learning "
-                "rate and β of `select`. `rule-external` and `rule-fused` see scores of an outside "
-                "judge who errs at one prompt in five.",
+                "Difference of gold reward to DPO, the best of a column in bold; `select` is "
+                "`rule: top`. All take the learning rate and β of `select`, at which rules that "
+                "keep pairs with smaller margins move the policy less: look at both tables. "
+                "`rule-external` and `rule-fused` see scores of an outside judge who errs at one "
+                "prompt in five.",
                 ("select", *RULES),
             ),
             (
@@ -98,20 +101,25 @@ def _side_by_side(summary: Summary) -> list[str]:
     ]
 
 
-def _against_dpo(summary: Summary, arms: Sequence[str]) -> str:
+def _against_dpo(summary: Summary, arms: Sequence[str], *, equal_kl: bool = False) -> str:
     """A row per arm, a column per regime in which the second arm has run."""
     regimes = [r for r in summary.regimes if (r, arms[1]) in summary.arms]
-    rows = []
-    for name in arms:
-        cells = []
-        for regime in regimes:
-            here = summary.of(regime)
-            found = str(here[name].against(here["dpo"])) if name in here else "-"
-            best = max(
-                (a for a in arms if a in here), key=lambda a: here[a].against(here["dpo"]).mean
-            )
-            cells.append(f"**{found}**" if name == best else found)
-        rows.append((f"`{name}`", ARMS[name].note, *cells))
+    columns = []
+    for regime in regimes:
+        here = summary.of(regime)
+        dpo = here["dpo"]
+        found = {
+            a: here[a].at_equal_kl(dpo) if equal_kl else here[a].against(dpo)
+            for a in arms
+            if a in here
+        }
+        best = max(found, key=lambda name: found[name].mean)
+        cells = {name: f"**{gap}**" if name == best else str(gap) for name, gap in found.items()}
+        columns.append(cells)
+    rows = [
+        (f"`{name}`", ARMS[name].note, *(cells.get(name, "-") for cells in columns))
+        for name in arms
+    ]
     return table(("arm", "what it is", *regimes), rows)
 
 

@@ -206,7 +206,7 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
     """Share of the way from DPO to the oracle that the best arm without gold labels goes."""
     plain, oracle = arms["dpo"], arms["oracle"]
     way = oracle.against(plain).mean
-    others = [name for name in arms if name not in ("dpo", "oracle")]
+    others = [name for name in arms if name not in ("dpo", "oracle") and not _told(name)]
     if not others:
         return Bar("no other arm", regime, "half of the way", "undecided", f"of {way:.2f}")
     best = max(others, key=lambda name: arms[name].against(plain).mean)
@@ -214,6 +214,11 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
     text = f"`{best}`, the best, from `dpo` to `oracle`"
     found = "holds" if share >= 0.5 else "fails"
     return Bar(text, regime, "half of the way", found, f"{share:.0%} of {way:.2f}")
+
+
+def _told(arm: str) -> bool:
+    """Whether an arm hears of the gold reward, if only through a judge who errs."""
+    return ARMS[arm].scored or arm.startswith("judge-")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
