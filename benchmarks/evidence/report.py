@@ -57,11 +57,15 @@ def write(
 def _state(summary: Summary) -> str:
     """How much of the plan is there."""
     seeds = [
-        f"{regime}: {sum(len(arm.runs) >= SEEDS for arm in summary.of(regime).values())} of "
-        f"{len(arms)} arms"
+        f"{regime}: {sum(_is_done(summary, regime, arm) for arm in arms)} of {len(arms)} arms"
         for regime, arms in planned(PLAN).items()
     ]
     return f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}."
+
+
+def _is_done(summary: Summary, regime: str, arm: str) -> bool:
+    found = summary.arms.get((regime, arm))
+    return found is not None and len(found.runs) >= SEEDS
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
