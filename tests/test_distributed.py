@@ -24,7 +24,7 @@ from sera_plugin.scoring import plan_batches
 PAIRS = 60
 KEPT, FRESH = 35, 6
 pytestmark = pytest.mark.cli
-LIMIT = 240  # seconds for a whole run; a hang fails the test
+LIMIT = 600  # seconds for a whole run; a hang fails the test
 TORCHRUN = ("--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "2")
 RANKS = {
     "DS_ACCELERATOR": "cpu",
