@@ -155,17 +155,10 @@ def _refined(keep: float, loss: str) -> Arm:
     )
 
 
-def _selects(
-    selection: Mapping[str, Any] | None = None,
-    *,
-    note: str,
-    scored: bool = False,
-    held_out: bool = False,
-    **keys: Any,
-) -> Arm:
-    """Selection only, by another rule or from other margins."""
+def _selects(*, note: str, scored: bool = False, held_out: bool = False, **keys: Any) -> Arm:
+    """Selection only, by another rule or from other margins; ``keys`` of ``sera.selection``."""
     return Arm(
-        _sera(fraction=0.0, selection={**keys, **(selection or {})}),
+        _sera(fraction=0.0, selection=keys),
         tuned_as="select",
         note=note,
         scored=scored,
@@ -258,8 +251,8 @@ ARMS: dict[str, Arm] = {
         rule="lossdiff_irm", held_out=True, note="LossDiff-IRM, 200 evaluation pairs"
     ),
     "rule-external": _selects(
-        {"external": {"mode": "only"}},
         rule="external",
+        external={"mode": "only"},
         scored=True,
         note="scores of an outside judge with 20% errors",
     ),

@@ -9,7 +9,6 @@ SEEDS = 5
 
 DPO = ("dpo", "random", "select", "sera")
 IPO = ("ipo", "select-ipo", "sera-ipo")
-PUBLISHED = ("full", "full-ipo")
 RULES = tuple(name for name in ARMS if name.startswith("rule-"))
 JUDGES = ("judge-gold", "judge-gold-errors")
 PARTS = ("bootstrap", "bootstrap-ipo", "reference", "sera-reference")
