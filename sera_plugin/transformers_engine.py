@@ -26,6 +26,7 @@ from transformers import (
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from sera_plugin.completion_logps import causal_lm, keeps_logits
+from sera_plugin.host import growing_cache
 
 if TYPE_CHECKING:
     from sera_plugin.generation import Sampling
@@ -199,7 +200,7 @@ class TransformersEngine:
         inner = causal_lm(model)
         if "past_key_values" not in inspect.signature(type(inner).forward).parameters:
             return None  # a model with a state of another kind, such as Mamba's
-        cache = DynamicCache(config=inner.config)
+        cache = growing_cache(inner.config)
         model(
             input_ids=tokens,
             attention_mask=mask,

@@ -855,3 +855,16 @@ def test_both_servers_have_the_endpoints_that_are_called(module):
     assert "generation_kwargs.update(request.generation_kwargs)" in source, "seeds don't arrive"
     assert "prompt_token_ids" in source
     assert 'logprobs_mode="processed_logprobs"' in source
+
+
+def test_the_dynamic_cache_keeps_layers_that_we_may_replace():
+    cache = transformers.DynamicCache(config=transformers.LlamaConfig(num_hidden_layers=3))
+    assert isinstance(cache.layers, list)
+    assert [type(layer) for layer in cache.layers] == [transformers.DynamicLayer] * 3
+    update = transformers.DynamicLayer.update
+    assert names(update)[:2] == ["key_states", "value_states"]
+    assert calls_in_order(update, "lazy_initialization", "cat") == [
+        "lazy_initialization",
+        "cat",
+        "cat",
+    ]

@@ -15,6 +15,7 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
   ``add_request``, ``get_result``, ``logit_processor``, ``fatal_error``, ``batch_processor``,
   ``_create_batch_processor``; ``ContinuousBatchingLogitsProcessorList``,
   ``RequestState.position_offset``, ``PagedAttentionCache.update``, ``group_layers_by_attn_type``
+* ``transformers.DynamicCache.layers`` and ``DynamicLayer.update``
 * in ``vllm``: ``trl.generation.vllm_generation.VLLMGeneration`` with its ``vllm_client``, ``llm``
   and ``_push_param_to_vllm``, ``extract_logprobs``, ``trl.distributed.DistributedBackend``
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
@@ -24,6 +25,7 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from sera_plugin.host.growing import growing_cache
 from sera_plugin.host.models import (
     KeyedCollator,
     gathered_weights,
@@ -46,6 +48,7 @@ __all__ = [
     "disable_gradient_checkpointing",
     "gathered_weights",
     "gathering",
+    "growing_cache",
     "logps_of_batch",
     "paged_answers",
     "plugin_config",
