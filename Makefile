@@ -11,7 +11,7 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-crash bench evidence evidence-quick format clean
+.PHONY: help demo test test-crash bench evidence evidence-all evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-crash  more points at which a run is killed and resumed"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
+	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
@@ -64,6 +65,9 @@ bench: $(VENV)/.installed-bench
 # What is in benchmarks/evidence/results is not run again.
 evidence: $(VENV)/.installed-dev
 	$(RUN) python -m benchmarks.evidence
+
+evidence-all: $(VENV)/.installed-dev
+	$(RUN) python -m benchmarks.evidence --all
 
 evidence-quick: $(VENV)/.installed-dev
 	$(RUN) python -m benchmarks.evidence --quick --seeds 0 1 \

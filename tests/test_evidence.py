@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence import data, judges, pairs, report, vocabulary
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
-from benchmarks.evidence.plan import PLAN, planned
+from benchmarks.evidence.plan import MORE, PLAN, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runner import run_all
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs
@@ -442,6 +442,6 @@ def test_evaluation_pairs_are_other_pairs(tmp_path: Path) -> None:
 
 
 def test_the_plan_has_every_arm_and_nothing_twice() -> None:
-    found = planned(PLAN)
+    found = planned((*PLAN, *MORE))
     assert all(len(arms) == len(set(arms)) and "dpo" in arms for arms in found.values())
     assert {arm for arms in found.values() for arm in arms} == ARMS.keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import PLAN, QUICK, SEEDS, Plan, planned
+from benchmarks.evidence.plan import DPO, IPO, MORE, MOST_SEEDS, PLAN, QUICK, SEEDS, Plan, planned
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs, tuning_runs
 
@@ -22,12 +22,10 @@ def main() -> None:
     settings = Settings(sft_steps=args.sft_steps, tuned=not args.untuned)
     if not args.report_only:
         runner.prepare_parent()
-        plan = QUICK if args.quick else PLAN
-        study.measure_all_sft(args.seeds, settings, results, args.work, args.workers)
-        if args.regimes:
-            plan = tuple((regime, _arms(regime, plan)) for regime in args.regimes)
-        for regime, arms in plan:
-            _run(regime, args.arms or arms, settings, results, args)
+        for plan, seeds in _work(args):
+            study.measure_all_sft(seeds, settings, results, args.work, args.workers)
+            for regime, arms in plan:
+                _run(regime, arms, seeds, settings, results, args)
     # What was seen was seen in the stored results, not in those of another folder.
     reading = study.HERE / "reading.md" if args.results == study.RESULTS else None
     report.write(results, settings, args.page, args.page.with_suffix(""), reading)
@@ -38,8 +36,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     add = parser.add_argument
     add("--regimes", nargs="+", choices=REGIMES, help="default: those of the plan")
-    add("--arms", nargs="+", choices=ARMS, help="default: the regime's arms in the plan")
-    add("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    add("--arms", nargs="+", choices=ARMS, help="of --regimes; default: all that are planned")
+    add("--seeds", nargs="+", type=int, help=f"default: 0 to {SEEDS - 1}")
+    add("--all", action="store_true", help="rules, judges, variants, more seeds: many hours")
     add("--quick", action="store_true", help="a small plan that shows that all works")
     add("--untuned", action="store_true", help="one learning rate and β instead of the grid")
     add("--sft-steps", type=int, default=Settings().sft_steps, help="updates of the SFT model")
@@ -49,16 +48,30 @@ def _arguments() -> argparse.Namespace:
     add("--work", type=Path, default=study.WORK, help="models, data, outputs")
     add("--results", type=Path, default=study.RESULTS)
     add("--page", type=Path, default=PAGE, help="plots go into a folder of its name")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.arms and not args.regimes:
+        parser.error("--arms needs --regimes")
+    return args
 
 
-def _arms(regime: str, plan: Plan) -> tuple[str, ...]:
-    return tuple(planned(plan).get(regime, ()))
+def _work(args: argparse.Namespace) -> list[tuple[Plan, list[int]]]:
+    """Plans with their seeds, in order."""
+    seeds = args.seeds or list(range(SEEDS))
+    if args.quick:
+        return [(QUICK, seeds)]
+    if args.regimes:
+        known = planned((*PLAN, *MORE))
+        return [(tuple((r, tuple(args.arms or known.get(r, ()))) for r in args.regimes), seeds)]
+    if not args.all:
+        return [(PLAN, seeds)]
+    compared = tuple((r, tuple(a for a in arms if a in (*DPO, *IPO))) for r, arms in PLAN)
+    return [(PLAN, seeds), (MORE, seeds), (compared, list(range(MOST_SEEDS)))]
 
 
 def _run(
     regime: str,
     arms: Sequence[str],
+    seeds: Sequence[int],
     settings: Settings,
     results: Results,
     args: argparse.Namespace,
@@ -71,7 +84,7 @@ def _run(
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [
         run
-        for seed in args.seeds
+        for seed in seeds
         for arm in arms
         for run in report_runs(regime, arm, [seed], settings, results)
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import JUDGES, PLAN, RULES, SEEDS, planned
+from benchmarks.evidence.plan import JUDGES, MORE, PLAN, RULES, SEEDS, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
-from benchmarks.evidence.runs import Results, Settings, tuned
+from benchmarks.evidence.runs import Results, Settings, report_runs, tuned, tuning_runs
 from benchmarks.evidence.summary import ArmRuns, Summary, bars, spread
 
 HERE = Path(__file__).parent
@@ -58,9 +58,30 @@ def _state(summary: Summary) -> str:
     """How much of the plan is there."""
     seeds = [
         f"{regime}: {sum(_is_done(summary, regime, arm) for arm in arms)} of {len(arms)} arms"
-        for regime, arms in planned(PLAN).items()
+        for regime, arms in planned((*PLAN, *MORE)).items()
     ]
-    return f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}."
+    return (
+        f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}. {_cost(summary)}"
+    )
+
+
+def _cost(summary: Summary) -> str:
+    """How long ``make evidence`` computes, from the stored runs of its plan."""
+    keys = {
+        run.key(summary.settings)
+        for regime, arms in PLAN
+        for arm in arms
+        for run in (
+            *tuning_runs(regime, ARMS[arm].tuned_as or arm),
+            *report_runs(regime, arm, range(SEEDS), summary.settings, summary.results),
+        )
+    }
+    found = [summary.results.found[key] for key in keys & summary.results.found.keys()]
+    seconds = [run["cpu_seconds"] for run in found if "cpu_seconds" in run]
+    return (
+        f"`make evidence` is {len(keys)} runs, of which {len(found)} are stored, with "
+        f"{np.mean(seconds) if seconds else np.nan:.0f} seconds of processor time each."
+    )
 
 
 def _is_done(summary: Summary, regime: str, arm: str) -> bool:
