@@ -44,14 +44,14 @@ def deal(
     stored: bool,
     after_shard: Callable[[], None] | None = None,
     tokens: Callable[[int, T], int] | None = None,
+    alike: bool = True,
 ) -> dict[int, T]:
     """Results of all batches by number, on every rank; every rank must call this alike.
 
     Args:
         accelerator: the trainer's accelerator.
         count: number of batches.
-        compute: result of the batch of a number. A rank without a batch repeats another's, so
-            that all ranks take part in each forward pass.
+        compute: result of the batch of a number.
         group: batches per rank in a shard, the most that a kill can cost.
         description: text of the progress bar and of the log.
         codec: how results are stored.
@@ -61,6 +61,8 @@ def deal(
             end the pass there.
         tokens: tokens of a batch by its number and result, for the progress that is shown; those
             of the other ranks' batches are taken to be as many.
+        alike: whether a rank without a batch repeats another's, so that all ranks take part in
+            each forward pass.
 
     Raises:
         OSError: on the main process, if a shard can't be written.
@@ -75,12 +77,15 @@ def deal(
             numbers = left[start : start + group * ranks]
             found: list[tuple[int, T]] = []
             for first in range(0, len(numbers), ranks):
-                mine = numbers[first + rank if first + rank < len(numbers) else first]
-                result = compute(mine)
-                if first + rank < len(numbers):
-                    found.append((mine, result))
                 at_once = min(ranks, len(numbers) - first)
-                progress.advance(at_once, at_once * tokens(mine, result) if tokens else 0)
+                made = 0
+                if alike or rank < at_once:
+                    mine = numbers[first + (rank if rank < at_once else 0)]
+                    result = compute(mine)
+                    made = tokens(mine, result) if tokens else 0
+                    if rank < at_once:
+                        found.append((mine, result))
+                progress.advance(at_once, at_once * made)
             whole: dict[int, T] = dict(sorted(gathered(found), key=lambda pair: pair[0]))
             if shards is not None:
                 table = codec.encode(whole)

@@ -169,12 +169,14 @@ class Court:
         judge: scores answers.
         folder: where shards are kept.
         replaces: whether its scores rank the answers in place of the implicit reward.
+        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
     """
 
     accelerator: Accelerator
     judge: Judge
     folder: Path
     replaces: bool
+    after_shard: Callable[[], None] | None = None
 
     def pools(
         self, pools: Sequence[Pool], prompts: Sequence[Prompt], label: str
@@ -242,6 +244,8 @@ class Court:
             reasons = gathered([str(error) for error in failed])
             if reasons:
                 raise failed[0] if failed else JudgeError(reasons[0])
+            if self.after_shard is not None:
+                self.after_shard()
 
         found = deal(
             self.accelerator,
@@ -253,6 +257,7 @@ class Court:
             shards=self._shards(questions, label),
             stored=True,
             after_shard=end_together,
+            alike=False,
         )
         scores = [score for number in range(len(batches)) for score in found[number]]
         if questions and all(score is None for score in scores):

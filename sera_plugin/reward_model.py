@@ -38,7 +38,8 @@ def court_of(trainer: Any) -> Court | None:
         if is_function(settings.judge)
         else RewardModelJudge(settings.judge, tokenizer, accelerator)
     )
-    return Court(accelerator, judge, trainer.store.work, settings.judge_mode == "replace")
+    replaces = settings.judge_mode == "replace"
+    return Court(accelerator, judge, trainer.store.work, replaces, trainer.stop.check)
 
 
 class RewardModelJudge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import assets
 import pytest
@@ -10,11 +11,22 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sera_plugin.judging import BATCH, Court, FunctionJudge, JudgeError, Question, checked
+from sera_plugin.dealing import deal
+from sera_plugin.judging import (
+    BATCH,
+    SHARD_BATCHES,
+    Court,
+    FunctionJudge,
+    JudgeError,
+    Question,
+    ScoreCodec,
+    checked,
+)
 from sera_plugin.pairing import Candidate, Pool, Shortfall, Source, bootstrap
 from sera_plugin.reward_model import RewardModelJudge
 from sera_plugin.rollouts import Prompt
 from sera_plugin.rules import RuleError
+from sera_plugin.stopping import AskedToStop
 
 TEXTS = ["red green blue", "one two three four", "yes no"]
 
@@ -141,6 +153,39 @@ def test_a_judge_that_fails_loses_nothing_that_was_judged(tokenizer, tmp_path):
     other = Failing(7)
     Court(accelerator, other, tmp_path, True).scores(questions[1:], "round-02")
     assert other.seen == len(questions) - 1
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_the_shard_and_keeps_it(tokenizer, tmp_path):
+    questions = questions_of(tokenizer, 7 * BATCH)
+    accelerator, first, second = Accelerator(cpu=True), Failing(7), Failing(7)
+
+    def stop():
+        raise AskedToStop
+
+    with pytest.raises(AskedToStop):
+        Court(accelerator, first, tmp_path, True, stop).scores(questions, "round-02")
+    assert first.seen == SHARD_BATCHES * BATCH
+    Court(accelerator, second, tmp_path, True).scores(questions, "round-02")
+    assert first.seen + second.seen == len(questions)
+
+
+@pytest.mark.parametrize(("alike", "seen"), [(True, [1, 3, 4]), (False, [1, 3])])
+def test_a_rank_without_a_batch_repeats_one_only_if_all_must_compute(alike, seen):
+    """The second of two ranks, of five batches in groups of two."""
+    rank, computed = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False), []
+    found = deal(
+        rank,
+        5,
+        lambda number: computed.append(number) or [float(number)],
+        group=1,
+        description="",
+        codec=ScoreCodec(),
+        shards=None,
+        stored=False,
+        alike=alike,
+    )
+    assert computed == seen
+    assert found == {1: [1.0], 3: [3.0]}
 
 
 @pytest.fixture(scope="module")
