@@ -96,8 +96,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _bars(summary: Summary) -> str:
-    rows = [(b.text, b.regime, b.wanted, b.found, b.detail) for b in bars(summary)]
-    return table(("what", "regime", "wanted", "found", "difference of gold reward"), rows)
+    rows = [(b.text, b.regime, b.wanted, b.found, b.detail, b.equal_kl) for b in bars(summary)]
+    head = ("what", "regime", "wanted", "found", "difference of gold reward", "at equal KL")
+    return table(head, rows)
 
 
 def _side_by_side(summary: Summary) -> list[str]:

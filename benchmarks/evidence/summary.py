@@ -151,6 +151,7 @@ class Bar:
         wanted: what was to be reached.
         found: ``holds``, ``fails`` or ``undecided``.
         detail: the numbers.
+        equal_kl: the same comparison at the smaller of both final KLs.
     """
 
     text: str
@@ -158,6 +159,7 @@ class Bar:
     wanted: str
     found: str
     detail: str
+    equal_kl: str = "-"
 
 
 def bars(summary: Summary) -> list[Bar]:
@@ -198,8 +200,10 @@ def _bar(mine: ArmRuns, other: ArmRuns) -> Bar:
         wanted += f", KL at most × {KL_LIMIT:g}"
         holds, fails = holds and ratio <= KL_LIMIT, fails or ratio > KL_LIMIT
     found = "holds" if holds else "fails" if fails else "undecided"
-    detail = f"{mine.against(other)}, KL × {ratio:.1f}"
-    return Bar(f"`{mine.arm}` against `{other.arm}`", mine.regime, wanted, found, detail)
+    seeds = len(mine.shared(other))
+    detail = f"{mine.against(other)}, {seeds} seeds, KL × {ratio:.1f}"
+    text, equal_kl = f"`{mine.arm}` against `{other.arm}`", str(mine.at_equal_kl(other))
+    return Bar(text, mine.regime, wanted, found, detail, equal_kl)
 
 
 def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
