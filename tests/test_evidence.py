@@ -359,7 +359,7 @@ def test_verdicts_by_hand(golds: list[float], verdict: str) -> None:
 def test_bars_ask_for_what_was_to_be_reached() -> None:
     def found(arm: str, golds: list[float], kl: float, regime: str) -> str:
         arms = {
-            "dpo": arm_runs("dpo", [1.5, 1.6, 1.7], 2.0, regime),
+            "dpo": arm_runs("dpo", [1.5, 1.6, 1.7] * (len(golds) // 3), 2.0, regime),
             arm: arm_runs(arm, golds, kl, regime),
         }
         summary = SimpleNamespace(regimes=[regime], of=lambda _: arms)
@@ -368,6 +368,7 @@ def test_bars_ask_for_what_was_to_be_reached() -> None:
     same, better = [1.49, 1.61, 1.69], [1.61, 1.72, 1.83]
     assert found("select", same, 9.0, "on-0.2") == "holds"
     assert found("select", same, 9.0, "on-0.4") == "undecided"
+    assert found("select", same * 4, 9.0, "on-0.4") == "not shown"
     assert found("select", better, 9.0, "on-0.4") == "holds"
     assert found("sera", same, 2.9, "on-0.2") == "holds"
     assert found("sera", same, 3.1, "on-0.2") == "fails"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.plan import JUDGES, MORE, PLAN, RULES, SEEDS, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, tuned, tuning_runs
-from benchmarks.evidence.summary import ArmRuns, Summary, bars, spread
+from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, bars, spread
 
 HERE = Path(__file__).parent
 PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
@@ -96,9 +97,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _bars(summary: Summary) -> str:
-    rows = [(b.text, b.regime, b.wanted, b.found, b.detail, b.equal_kl) for b in bars(summary)]
+    lines = bars(summary)
+    rows = [(b.text, b.regime, b.wanted, b.found, b.detail, b.equal_kl) for b in lines]
+    counts = Counter(b.found for b in lines)
     head = ("what", "regime", "wanted", "found", "difference of gold reward", "at equal KL")
-    return table(head, rows)
+    total = ", ".join(f"{counts[found]} {found}" for found in VERDICTS if counts[found])
+    return f"{len(lines)} comparisons: {total}.\n\n{table(head, rows)}"
 
 
 def _side_by_side(summary: Summary) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.plan import MOST_SEEDS
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, matched, win_rate
@@ -18,6 +19,8 @@ from benchmarks.evidence.statistics import Interval, matched, win_rate
 NOT_WORSE = -0.1
 """*Not worse*: the interval's lower end is above this share of plain training's own gain."""
 KL_LIMIT = 1.5
+VERDICTS = ("holds", "fails", "not shown", "undecided")
+"""Of a comparison; *not shown* if all seeds didn't decide it."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Bar:
         text: what is compared.
         regime: where.
         wanted: what was to be reached.
-        found: ``holds``, ``fails`` or ``undecided``.
+        found: one of ``VERDICTS``.
         detail: the numbers.
         equal_kl: the same comparison at the smaller of both final KLs.
     """
@@ -191,6 +194,7 @@ def _bar(mine: ArmRuns, other: ArmRuns) -> Bar:
         or (mine.arm == "select" and mine.regime == "on-0.4")
         or (mine.arm == "sera" and mine.regime == "few-0.2")
     )
+    seeds = len(mine.shared(other))
     verdict, ratio = mine.verdict(other), mine.mean("kl") / max(other.mean("kl"), 1e-9)
     holds = verdict == "better" or (verdict == "not worse" and not better)
     # Not worse and not better: with more seeds the interval may yet leave 0 behind.
@@ -199,8 +203,8 @@ def _bar(mine: ArmRuns, other: ArmRuns) -> Bar:
     if mine.arm.startswith("sera") and other.arm in ("dpo", "ipo"):
         wanted += f", KL at most × {KL_LIMIT:g}"
         holds, fails = holds and ratio <= KL_LIMIT, fails or ratio > KL_LIMIT
-    found = "holds" if holds else "fails" if fails else "undecided"
-    seeds = len(mine.shared(other))
+    open_yet = "not shown" if seeds >= MOST_SEEDS else "undecided"
+    found = "holds" if holds else "fails" if fails else open_yet
     detail = f"{mine.against(other)}, {seeds} seeds, KL × {ratio:.1f}"
     text, equal_kl = f"`{mine.arm}` against `{other.arm}`", str(mine.at_equal_kl(other))
     return Bar(text, mine.regime, wanted, found, detail, equal_kl)
@@ -213,11 +217,21 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
     others = [name for name in arms if name not in ("dpo", "oracle") and not _told(name)]
     if not others:
         return Bar("no other arm", regime, "half of the way", "undecided", f"of {way:.2f}")
-    best = max(others, key=lambda name: arms[name].against(plain).mean)
-    share = arms[best].against(plain).mean / way if way > 0 else float("nan")
-    text = f"`{best}`, the best, from `dpo` to `oracle`"
+
+    def gain(name: str) -> float:
+        return arms[name].against(plain).mean
+
+    best = max(others, key=gain)
+    share = gain(best) / way if way > 0 else float("nan")
+    detail = f"{share:.0%} of {way:.2f}"
+    erring = [name for name in arms if _told(name) and name != "judge-gold"]
+    if erring:
+        judged = max(erring, key=gain)
+        detail += f"; `{judged}`, told by a judge with 20% errors, {gain(judged) / way:.0%}"
     found = "holds" if share >= 0.5 else "fails"
-    return Bar(text, regime, "half of the way", found, f"{share:.0%} of {way:.2f}")
+    return Bar(
+        f"`{best}`, the best, from `dpo` to `oracle`", regime, "half of the way", found, detail
+    )
 
 
 def _told(arm: str) -> bool:
