@@ -185,12 +185,13 @@ COMPARED = (
     ("sera", "dpo"),
     ("sera-ipo", "ipo"),
     ("sera", "select"),
+    ("sera-ipo", "select-ipo"),
 )
 
 
 def _bar(mine: ArmRuns, other: ArmRuns) -> Bar:
     better = (
-        other.arm in ("random", "select")
+        other.arm in ("random", "select", "select-ipo")
         or (mine.arm == "select" and mine.regime == "on-0.4")
         or (mine.arm == "sera" and mine.regime == "few-0.2")
     )
