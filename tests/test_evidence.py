@@ -25,7 +25,7 @@ from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runner import run_all
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
-from benchmarks.evidence.summary import ArmRuns, bars
+from benchmarks.evidence.summary import ArmRuns, Summary, bars
 from benchmarks.evidence.world import (
     MARKER,
     MEAN_LENGTH,
@@ -238,6 +238,26 @@ def test_page_has_tables_and_plots(study: Path) -> None:
         study / "evidence",
     )
     assert (study / "again.md").read_text() == page
+
+
+@pytest.mark.cli
+def test_the_quick_study_finds_what_any_study_must(tmp_path: Path, run_python: RunCli) -> None:
+    """What ``make evidence-quick`` runs, with one seed and without tuning."""
+    paths = ("--work", tmp_path, "--results", tmp_path / "found", "--page", tmp_path / "page.md")
+    args = ("-m", "benchmarks.evidence", "--quick", "--seeds", "0", "--untuned", "--workers", "1")
+    run_python(*args, *paths, env={"PYTHONPATH": str(ROOT)})
+    results = Results(tmp_path / "found")
+    arms = Summary(results, Settings(tuned=False)).of("quick-0.4")
+    assert arms.keys() == {"dpo", "random", "select", "sera"}
+    for arm in arms.values():
+        assert arm.gain.mean > 0.1, "40% wrong labels teach something all the same"
+        assert 0 < arm.mean("kl") < 30
+        assert 5 < arm.mean("length") < 20
+        assert arm.wins(None) > 0.5
+    for name in ("select", "sera"):
+        assert min(arms[name].by_round("kept_accuracy")) > 0.61, "60% are right in all pairs"
+        assert min(arms[name].by_round("margin_auc")) > 0.52
+    assert "`sera` against `dpo`" in (tmp_path / "page.md").read_text()
 
 
 def test_every_arm_has_the_updates_of_plain_dpo() -> None:
