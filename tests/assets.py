@@ -160,18 +160,19 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
+SMALLEST: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.3,
+}
+"""Sizes of a model for tests of one pass."""
+
+
 def small_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
     """A random Llama of the smallest size, always with the same weights, for tests of one pass."""
     torch.set_num_threads(1)  # a model this small only waits for other threads
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        **changes,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **SMALLEST, **changes))

@@ -19,17 +19,8 @@ def llama():
 def mistral():
     """Every layer sees a window of 8 tokens."""
     torch.manual_seed(0)
-    return MistralForCausalLM(
-        MistralConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            sliding_window=8,
-        )
-    ).eval()
+    config = MistralConfig(vocab_size=VOCABULARY, sliding_window=8, **assets.SMALLEST)
+    return MistralForCausalLM(config).eval()
 
 
 def logits_of(model, cache, steps, crop):

@@ -22,7 +22,7 @@ def main() -> None:
     settings = Settings(sft_steps=args.sft_steps, tuned=not args.untuned)
     if not args.report_only:
         runner.prepare_parent()
-        for plan, seeds in _work(args):
+        for plan, seeds in _plans(args):
             study.measure_all_sft(seeds, settings, results, args.work, args.workers)
             for regime, arms in plan:
                 _run(regime, arms, seeds, settings, results, args)
@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _work(args: argparse.Namespace) -> list[tuple[Plan, list[int]]]:
+def _plans(args: argparse.Namespace) -> list[tuple[Plan, list[int]]]:
     """Plans with their seeds, in order."""
     seeds = args.seeds or list(range(SEEDS))
     if args.quick:

@@ -45,7 +45,7 @@ PLAN: Plan = (
 )
 """Regimes with arms: what there is a bar for, and SeRA as published."""
 MORE: Plan = (
-    *((regime, (*RULES, *JUDGES)) for regime, _ in PLAN if regime[:2] in ("on", "of")),
+    *((regime, (*RULES, *JUDGES)) for regime, _ in PLAN if regime.startswith(("on-", "off-"))),
     ("on-0.4", (*VARIANTS, *PARTS, "full-ipo", *REFINED)),
     ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
     ("off-0.2", REFINED),

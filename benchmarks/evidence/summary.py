@@ -219,17 +219,16 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
     if not others:
         return Bar("no other arm", regime, "half of the way", "undecided", f"of {way:.2f}")
 
-    def gain(name: str) -> float:
-        return arms[name].against(plain).mean
+    def share(name: str) -> float:
+        return arms[name].against(plain).mean / way if way > 0 else float("nan")
 
-    best = max(others, key=gain)
-    share = gain(best) / way if way > 0 else float("nan")
-    detail = f"{share:.0%} of {way:.2f}"
+    best = max(others, key=share)
+    detail = f"{share(best):.0%} of {way:.2f}"
     erring = [name for name in arms if _told(name) and name != "judge-gold"]
     if erring:
-        judged = max(erring, key=gain)
-        detail += f"; `{judged}`, told by a judge with 20% errors, {gain(judged) / way:.0%}"
-    found = "holds" if share >= 0.5 else "fails"
+        judged = max(erring, key=share)
+        detail += f"; `{judged}`, told by a judge with 20% errors, {share(judged):.0%}"
+    found = "holds" if share(best) >= 0.5 else "fails"
     return Bar(
         f"`{best}`, the best, from `dpo` to `oracle`", regime, "half of the way", found, detail
     )
