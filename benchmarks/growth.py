@@ -19,16 +19,16 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from tests.assets import small_llama
 
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope
-from sera_plugin.generation import Prompt, Sampler, Sampling
-from sera_plugin.identity import permutation
-from sera_plugin.offline import OfflineAnswers, OfflinePairs
-from sera_plugin.scores import PairLogps, ensemble, log_ratios, margins
-from sera_plugin.scoring import Scorer, inference
-from sera_plugin.selection import select_top
-from tests.assets import small_llama
+from sera_plugin.data.ids import permutation
+from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins
+from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.review.numbers import select_top
+from sera_plugin.sampling.sampler import Prompt, Sampler, Sampling
+from sera_plugin.scoring.scorer import Scorer, inference
 
 VOCABULARY = 64
 TOKEN_BUDGET = 16_384

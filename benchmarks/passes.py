@@ -18,10 +18,10 @@ import torch
 
 from benchmarks import naive
 from benchmarks.hardware import forward_flops, rates, synchronize
-from sera_plugin.generation import Prompt
-from sera_plugin.offline import OfflineAnswers
-from sera_plugin.paged_engine import PagedEngine
-from sera_plugin.scoring import Answers
+from sera_plugin.data.pairs import OfflineAnswers
+from sera_plugin.sampling.paged_engine import PagedEngine
+from sera_plugin.sampling.sampler import Prompt
+from sera_plugin.scoring.scorer import Answers
 
 SLOW_PAIRS = 24
 """Pairs that the slow reference scores, one by one."""

@@ -14,8 +14,8 @@ import torch
 from make_demo import questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sera_plugin.identity import content_id
-from sera_plugin.metrics import table_text
+from sera_plugin.data.ids import content_id
+from sera_plugin.review.metrics import table_text
 
 
 def flipped_by_id(folder: Path) -> dict[str, bool]:

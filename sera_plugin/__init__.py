@@ -94,7 +94,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sera_plugin.version import __version__
+from sera_plugin.runtime.version import __version__
 
 if TYPE_CHECKING:
     from sera_plugin.plugin import SeRAPlugin

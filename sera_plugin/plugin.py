@@ -10,16 +10,16 @@ from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 
-from sera_plugin.checks import (
+from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
+from sera_plugin.host.checks import (
     TRAINER,
     check_dataset,
     check_host_config,
     check_tokenizer,
     plan_of,
 )
-from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
-from sera_plugin.files import check_writable
-from sera_plugin.logs import logger
+from sera_plugin.runtime.files import check_writable
+from sera_plugin.runtime.logs import logger
 
 LOG = logger(__name__)
 
@@ -94,8 +94,8 @@ class SeRAPlugin(BasePlugin):
         config = _block_of(cfg)
         if config is None or preprocess:
             return None
-        from sera_plugin.checkpoints import prepare_resuming
-        from sera_plugin.preference_data import check_refinement, load_preference_data
+        from sera_plugin.host.loading import check_refinement, load_preference_data
+        from sera_plugin.training.checkpoints import prepare_resuming
 
         prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
@@ -114,7 +114,7 @@ class SeRAPlugin(BasePlugin):
     def post_train(self, cfg: Any, model: Any) -> None:
         """Delete the finished shards: the final model is saved, so no restart needs them."""
         if _block_of(cfg) is not None and not cfg.local_rank:
-            from sera_plugin.store import RunStore
+            from sera_plugin.data.store import RunStore
 
             RunStore(cfg.output_dir).drop_all_work()
 

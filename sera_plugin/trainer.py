@@ -13,40 +13,40 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
-from sera_plugin.artifacts import candidate_rows, fresh_lines
-from sera_plugin.auxiliary import auxiliary_of
-from sera_plugin.bootstrapping import Past
-from sera_plugin.choosing import History
 from sera_plugin.config import parse_block
-from sera_plugin.estimate import estimate_text
-from sera_plugin.evaluation import HeldOut
-from sera_plugin.external import margins_for
-from sera_plugin.finite import FiniteWeights
-from sera_plugin.host import plugin_config
-from sera_plugin.logs import logger
-from sera_plugin.metrics import (
+from sera_plugin.data.evaluation import HeldOut
+from sera_plugin.data.external import margins_for
+from sera_plugin.data.pairs import OfflinePairs, with_reference_columns
+from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round, rows_of
+from sera_plugin.data.schedule import Batching, Schedule, plan
+from sera_plugin.data.store import RunStore
+from sera_plugin.data.tables import ReviewTable, RoundRecord
+from sera_plugin.data.texts import write_log
+from sera_plugin.host.models import plugin_config
+from sera_plugin.review.bootstrap import Past
+from sera_plugin.review.lossdiff import auxiliary_of
+from sera_plugin.review.metrics import (
     first_spread,
     guard_text,
     review_metrics,
     table_text,
     warn_of_set_aside,
 )
-from sera_plugin.objects import shared
-from sera_plugin.offline import OfflinePairs, with_reference_columns
-from sera_plugin.policies import Policies, Snapshot
-from sera_plugin.recording_trainer import RecordingTrainer
-from sera_plugin.records import write_log
-from sera_plugin.refiner import Refiner, refiner_of
-from sera_plugin.resuming import complete_summaries, last_review, start_or_check
-from sera_plugin.review import Review, reviewer_of
-from sera_plugin.rounds import RoundDataset, RoundRow, full_round, rows_of
-from sera_plugin.sampling import sampling_settings
-from sera_plugin.schedule import Batching, Schedule, plan
-from sera_plugin.selection import check_numbers
-from sera_plugin.showcase import log_samples
-from sera_plugin.stopping import EXIT_CODE, AskedToStop, StopOnSignal
-from sera_plugin.store import RunStore
-from sera_plugin.tables import ReviewTable, RoundRecord
+from sera_plugin.review.numbers import check_numbers
+from sera_plugin.review.review import Review, reviewer_of
+from sera_plugin.review.selection import History
+from sera_plugin.runtime.finite import FiniteWeights
+from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.objects import shared
+from sera_plugin.sampling.settings import sampling_settings
+from sera_plugin.scoring.policies import Policies, Snapshot
+from sera_plugin.training.estimate import estimate_text
+from sera_plugin.training.publish import candidate_rows, fresh_lines
+from sera_plugin.training.recording_trainer import RecordingTrainer
+from sera_plugin.training.refiner import Refiner, refiner_of
+from sera_plugin.training.resume import complete_summaries, last_review, start_or_check
+from sera_plugin.training.showcase import log_samples
+from sera_plugin.training.stopping import EXIT_CODE, AskedToStop, StopOnSignal
 
 LOG = logger(__name__)
 

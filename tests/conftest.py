@@ -38,7 +38,7 @@ OFFLINE = {
 # Lets a run find the modules of this folder, and what the caller's own PYTHONPATH names.
 SHIM = {
     "PYTHONPATH": os.pathsep.join(
-        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+        filter(None, [str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")])
     )
 }
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.evidence import vocabulary as words
 from benchmarks.evidence.world import MOST_WORDS, NONE, Prompts, World, lengths
-from sera_plugin.identity import example_ids
+from sera_plugin.data.ids import example_ids
 
 WORD = {word: number for number, word in enumerate(words.CONTENT)}
 OFFLINE = "offline"

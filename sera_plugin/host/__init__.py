@@ -21,39 +21,3 @@ Read from axolotl 0.19.0, trl 1.9.0, transformers 5.16.1, accelerate 1.13.0;
 * ``axolotl.integrations.base.PluginManager.cfg``, and in ``preference_data``
   ``axolotl.common.datasets.load_preference_datasets``, ``axolotl.loaders.load_tokenizer``
 """
-
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
-
-from sera_plugin.host.growing import growing_cache
-from sera_plugin.host.models import (
-    KeyedCollator,
-    gathered_weights,
-    logps_of_batch,
-    plugin_config,
-    selective_log_softmax,
-    tokenized,
-    whole_models,
-)
-from sera_plugin.host.paged import PagedRequest, paged_answers
-from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
-from sera_plugin.host.vllm import connect, gathering
-
-__all__ = [
-    "REFINEMENT",
-    "KeyedCollator",
-    "PagedRequest",
-    "RoundTrainer",
-    "connect",
-    "disable_gradient_checkpointing",
-    "gathered_weights",
-    "gathering",
-    "growing_cache",
-    "logps_of_batch",
-    "paged_answers",
-    "plugin_config",
-    "selective_log_softmax",
-    "tokenized",
-    "use_adapter",
-    "whole_models",
-]

@@ -12,12 +12,15 @@ from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from axolotl.integrations.base import PluginManager
 from datasets import Dataset
 from transformers.integrations import deepspeed as _deepspeed
-from trl.models.utils import add_hooks, remove_hooks
+from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
 # Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
 from trl.trainer.dpo_trainer import selective_log_softmax
+from trl.trainer.utils import use_adapter
 
-from sera_plugin.rounds import ROW_KEY
+from sera_plugin.data.rounds import ROW_KEY
+
+__all__ = ["disable_gradient_checkpointing", "selective_log_softmax", "use_adapter"]
 
 
 def plugin_config() -> Any:

@@ -20,9 +20,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 # Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
 from trl.trainer.dpo_trainer import selective_log_softmax
 
+from sera_plugin.data.rounds import ROW_KEY
+from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.models import KeyedCollator, logps_of_batch
-from sera_plugin.rounds import ROW_KEY
-from sera_plugin.schedule import Batching, Schedule
 
 REFINEMENT = "sera_refinement"
 """The key of a batch under which it holds what Δ is found from."""

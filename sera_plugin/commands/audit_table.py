@@ -1,0 +1,144 @@
+"""What an audit finds, as a ranked table: how suspicious each label is. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sera_plugin.runtime.files import write_whole
+
+CUTOFFS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of the pairs at which a cut is shown."""
+
+COLUMNS = {
+    "rank": "1 for the most suspicious label",
+    "example_id": "hash of prompt, chosen and rejected text",
+    "margin": "log-ratio of chosen minus that of rejected, nats; negative: the policy disagrees",
+    "preference_probability": "σ(β·margin): how likely the policy takes chosen to be better",
+    "chosen_log_ratio": "log πθ/πref of the chosen answer",
+    "rejected_log_ratio": "the same for the rejected answer",
+    "policy_chosen_logp": "log πθ",
+    "policy_rejected_logp": "log πθ",
+    "chosen_tokens": "length",
+    "rejected_tokens": "length",
+    "prompt": "text",
+    "chosen": "text",
+    "rejected": "text",
+}
+
+
+def ranked(columns: Mapping[str, Any], beta: float) -> pa.Table:
+    """All pairs, the lowest margins first; pairs without a finite margin come last.
+
+    Args:
+        columns: those of ``COLUMNS`` without ``rank`` and ``preference_probability``, and more.
+        beta: β of the loss.
+    """
+    margin = np.asarray(columns["margin"], dtype=np.float64)
+    order = np.lexsort(
+        (np.asarray(columns["example_id"]), np.where(np.isfinite(margin), margin, np.inf))
+    )
+    found = {
+        "rank": np.arange(1, len(margin) + 1),
+        **{name: pa.array(values).take(pa.array(order)) for name, values in columns.items()},
+    }
+    with np.errstate(over="ignore"):
+        found["preference_probability"] = 1.0 / (1.0 + np.exp(-beta * margin[order]))
+    names = [*COLUMNS, *(name for name in columns if name not in COLUMNS)]
+    return pa.table({name: found[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What cutting off the most suspicious pairs would do.
+
+    Attributes:
+        pairs: how many are cut.
+        share: of all pairs.
+        margin: the largest margin among them.
+        precision: share of the cut pairs whose labels are wrong, if that is known.
+        recall: share of the wrong labels that are cut.
+    """
+
+    pairs: int
+    share: float
+    margin: float
+    precision: float | None = None
+    recall: float | None = None
+
+
+def cuts(margins: np.ndarray, wrong: np.ndarray | None = None) -> list[Cut]:
+    """Cuts at ``CUTOFFS``, and where the policy disagrees (margin below 0), by size.
+
+    Args:
+        margins: as in the ranked table, shape (n,).
+        wrong: mask of the labels that are known to be wrong, in the same order.
+    """
+    total, known = len(margins), int(np.isfinite(margins).sum())
+    negative = int((margins < 0).sum())
+    sizes = {negative, *(max(1, round(share * total)) for share in CUTOFFS)} - {0}
+    return [_cut(margins, wrong, size) for size in sorted(sizes) if size <= known]
+
+
+def _cut(margins: np.ndarray, wrong: np.ndarray | None, size: int) -> Cut:
+    cut = Cut(size, size / len(margins), float(margins[size - 1]))
+    if wrong is None:
+        return cut
+    caught = int(wrong[:size].sum())
+    recall = caught / int(wrong.sum()) if wrong.any() else None
+    return Cut(cut.pairs, cut.share, cut.margin, caught / size, recall)
+
+
+def write_results(table: pa.Table, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``ranked.parquet``, ``ranked.jsonl`` and ``summary.json``.
+
+    Raises:
+        OSError: if that fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "ranked.parquet", compression="zstd")
+    _write_lines(folder / "ranked.jsonl", _rows(table))
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def write_kept(table: pa.Table, share: float, path: Path) -> int:
+    """Write the least suspicious share of the pairs as a dataset, and return how many they are.
+
+    Axolotl trains on it with a dataset entry that has no ``type``. Pairs without a finite margin
+    are never among them.
+    """
+    known = int(np.isfinite(table["margin"].to_numpy()).sum())
+    count = min(known, max(1, round(share * table.num_rows)))
+    kept = table.slice(known - count, count)
+    _write_lines(path, _rows(kept.select(["prompt", "chosen", "rejected", "example_id", "margin"])))
+    return count
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            yield {name: None if value != value else value for name, value in row.items()}
+
+
+def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def cut_table(found: Sequence[Cut]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the cuts as text, with precision and recall if they are known."""
+    header = ["most suspicious", "pairs", "margin up to"]
+    known = any(cut.precision is not None for cut in found)
+    rows = [[f"{cut.share:.1%}", f"{cut.pairs:,}", f"{cut.margin:.3f}"] for cut in found]
+    if known:
+        header += ["precision", "recall"]
+        for row, cut in zip(rows, found, strict=True):
+            row += ["–" if v is None else f"{v:.1%}" for v in (cut.precision, cut.recall)]
+    return header, rows

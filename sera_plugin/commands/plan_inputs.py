@@ -1,0 +1,228 @@
+"""A run's data, model sizes and learning rates through the host, without a GPU or weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble, read_block
+from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.host.checks import check_dataset, check_tokenizer, plan_of, zero_stage
+from sera_plugin.runtime.files import first_line
+from sera_plugin.training.costs import ModelSize
+
+if TYPE_CHECKING:
+    from sera_plugin.data.pairs import OfflinePairs
+
+QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
+"""Bytes per weight, with the scales of their blocks."""
+PLAIN_SCHEDULES = {
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt",
+}  # fmt: skip
+CHANGES_SCHEDULE = ("cosine_min_lr_ratio", "cosine_constant_lr_ratio", "lr_quadratic_warmup")
+
+
+def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> RunPlan:
+    """Plan the run of a config as on ``processes`` recent GPUs.
+
+    Args:
+        path: Axolotl's YAML.
+        processes: GPUs.
+        zero: ZeRO stage to reckon with, in place of the config's.
+        speed: tokens per second of the whole job.
+
+    Raises:
+        SeraConfigError: one sentence, if the run would be refused.
+    """
+    raw, config = read_block(path)
+    cfg = _validated(path, raw, processes)
+    from sera_plugin.host.loading import check_refinement, load_preference_data
+
+    meta, tokenizer = load_preference_data(cfg)
+    check_dataset(cfg, config, meta.train_dataset)
+    check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
+    check_refinement(cfg, config, meta.train_dataset, tokenizer)
+    lengths = _lengths(cfg, config, meta, tokenizer)
+    schedule = plan_of(cfg, config, lengths.pairs)
+    stage = 3 if cfg.fsdp or cfg.fsdp_config else zero_stage(cfg.deepspeed)
+    stage = stage if zero is None else zero
+    return assemble(
+        schedule,
+        lengths,
+        config,
+        model_size(cfg, deepspeed=bool(cfg.deepspeed) or bool(zero)),
+        token_budget=2 * int(cfg.micro_batch_size or 1) * int(cfg.sequence_len),
+        processes=processes,
+        stage=stage,
+        speed=speed,
+        rates=learning_rates(cfg, schedule.max_steps),
+    )
+
+
+def _validated(path: Path, raw: dict[str, Any], processes: int) -> Any:
+    """What ``axolotl train`` makes of the config, on a machine that is described by hand."""
+    import torch
+    from axolotl.cli.config import plugin_set_cfg, prepare_plugins
+    from axolotl.utils.config import normalize_config, validate_config
+    from axolotl.utils.dict import DictDefault
+    from pydantic import ValidationError
+
+    from sera_plugin.host.loading import refused
+
+    cfg = DictDefault(raw)
+    cfg.axolotl_config_path = str(path)
+    prepare_plugins(cfg)
+    machine = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": processes}
+    try:
+        cfg = validate_config(
+            cfg,
+            capabilities=machine | {"compute_capability": "sm_90"},
+            env_capabilities={"torch_version": torch.__version__.split("+")[0]},
+        )
+    except ValidationError as error:
+        raise refused(path, error) from error
+    cfg.planned_dtype_bytes = _dtype_bytes(cfg)
+    try:
+        normalize_config(cfg)
+    except (OSError, ValueError) as error:
+        raise SeraConfigError(f"base_model: {cfg.base_model}: {first_line(error)}") from error
+    cfg.batch_size = cfg.batch_size * processes
+    cfg.world_size = processes
+    plugin_set_cfg(cfg)
+    return cfg
+
+
+def _dtype_bytes(cfg: Any) -> float:
+    """Bytes per weight as loaded, on a GPU that has bf16."""
+    for key, size in QUANTIZED.items():
+        if cfg.get(key):
+            return size
+    half = any(cfg.get(key) for key in ("bf16", "bfloat16", "fp16", "float16"))
+    return 2 if half else 4
+
+
+def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths:
+    from sera_plugin.data.pairs import OfflinePairs
+    from sera_plugin.host.models import tokenized
+
+    def total(pairs: OfflinePairs) -> int:
+        return int((2 * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).sum())
+
+    rows = tokenized(meta.train_dataset, tokenizer, cfg.sequence_len)
+    train = OfflinePairs.of(rows, cfg.sequence_len)
+    held_out = 0
+    if meta.eval_dataset is not None and len(meta.eval_dataset):
+        given = tokenized(meta.eval_dataset, tokenizer, cfg.sequence_len)
+        held_out = total(OfflinePairs.of(given, cfg.sequence_len))
+    if len(train) < 2:
+        raise SeraConfigError(
+            f"datasets: {len(train)} pairs are left whose prompt is below sequence_len: "
+            f"{cfg.sequence_len}; sera needs 2 or more."
+        )
+    answers = (train.chosen_tokens + train.rejected_tokens) / 2
+    return Lengths(
+        pairs=len(train),
+        prompt=float(train.prompt_tokens.mean()),
+        answer=float(answers.mean()),
+        total=total(train),
+        evaluation=held_out,
+        refined=_refined(cfg, config, train, rows, tokenizer),
+    )
+
+
+def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any) -> int:
+    """Tokens that Δ of all pairs takes."""
+    from sera_plugin.host.loading import chat_templates
+    from sera_plugin.training.quality_pairs import QualityPairs
+    from sera_plugin.training.quality_prompt import QualityWriter
+
+    if config.refinement is None:
+        return 0
+    writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
+    scores = config.selection.external
+    return QualityPairs.of(train, rows, writer, cfg.sequence_len, scores).tokens
+
+
+def model_size(cfg: Any, *, deepspeed: bool) -> ModelSize:
+    """Sizes of the policy from the model's config alone."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    )
+    with init_empty_weights():
+        model: Any = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = parameters
+    if cfg.adapter:
+        model = _with_adapter(cfg, model)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parameters += trainable
+    weight_bytes = float(cfg.planned_dtype_bytes or torch.finfo(torch.float32).bits / 8)
+    trained_bytes = max(weight_bytes, 2.0)
+    optimizer = 2 * trained_bytes
+    if "8bit" in str(getattr(cfg.optimizer, "value", cfg.optimizer)):
+        optimizer = 2
+    elif deepspeed and weight_bytes < 4:
+        optimizer = 12
+    return ModelSize(
+        parameters=parameters,
+        trainable=trainable,
+        weight_bytes=weight_bytes,
+        optimizer_bytes=optimizer,
+        separate_reference=not cfg.adapter,
+        gradient_bytes=trained_bytes,
+    )
+
+
+def _with_adapter(cfg: Any, model: Any) -> Any:
+    from accelerate import init_empty_weights
+    from peft import LoraConfig, get_peft_model
+
+    targets = cfg.lora_target_modules or "all-linear"
+    if cfg.lora_target_linear:
+        targets = "all-linear"
+    lora = LoraConfig(
+        r=int(cfg.lora_r or 8),
+        lora_alpha=int(cfg.lora_alpha or 16),
+        target_modules=list(targets) if isinstance(targets, (list, tuple)) else targets,
+        modules_to_save=cfg.lora_modules_to_save or None,
+        task_type="CAUSAL_LM",
+    )
+    with init_empty_weights():
+        return get_peft_model(model, lora, low_cpu_mem_usage=True)
+
+
+def learning_rates(cfg: Any, updates: int) -> list[float] | None:
+    """The learning rate of every update, or None for a schedule that is not transformers' own."""
+    import torch
+    from transformers import get_scheduler
+
+    name = str(getattr(cfg.lr_scheduler, "value", cfg.lr_scheduler) or "cosine")
+    if name not in PLAIN_SCHEDULES or any(cfg.get(key) for key in CHANGES_SCHEDULE):
+        return None
+    rate = float(cfg.learning_rate)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    warmup = warmup_steps(cfg, updates)
+    options = dict(cfg.lr_scheduler_kwargs or {})
+    schedule = get_scheduler(name, optimizer, warmup, updates, options)
+    found = []
+    for _ in range(updates):
+        found.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def warmup_steps(cfg: Any, updates: int) -> int:
+    """Warm-up updates as the host's builder counts them."""
+    if cfg.warmup_steps is not None:
+        steps = int(cfg.warmup_steps)
+    elif cfg.warmup_ratio is not None:
+        steps = int(cfg.warmup_ratio * updates)
+    else:
+        steps = min(int(0.03 * updates), 100)
+    return 2 if steps == 1 else steps

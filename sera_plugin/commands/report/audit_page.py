@@ -1,0 +1,107 @@
+"""An audit as a page: the margins, and the most suspicious pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from sera_plugin.commands.audit_table import Cut, cut_table
+from sera_plugin.commands.report.figures import DROPPED, KEPT, bin_edges, histogram
+from sera_plugin.commands.report.page import Explorer, Figure, Grid, Page
+from sera_plugin.commands.report.pairs import BUDGET, TEXTS, choose, clipped, text_bytes
+
+LIMIT = BUDGET + 1_200_000
+"""Bytes of text: an audit has one list alone."""
+
+
+def audit_page(
+    table: pa.Table, found: Sequence[Cut], summary: Mapping[str, Any], truth: str | None
+) -> Page:
+    """The page of an audit.
+
+    Args:
+        table: the ranked table.
+        found: its cuts.
+        summary: what was audited with what.
+        truth: column that says which labels are wrong, if there is one.
+    """
+    margins = table["margin"].to_numpy()
+    header, rows = cut_table(found)
+    negative = float(np.mean(margins < 0))
+    return Page(
+        title="SeRA audit",
+        subtitle=f"{summary['config']} · policy {summary['policy']}",
+        state=f"{table.num_rows:,} pairs",
+        notices=[],
+        tiles=[
+            ("pairs", f"{table.num_rows:,}"),
+            ("the policy disagrees with the label", f"{negative:.1%}"),
+            ("median margin", f"{float(np.nanmedian(margins)):.3f}"),
+        ],
+        grids=[
+            Grid(
+                "Cuts",
+                "How many pairs go if the most suspicious ones are cut.",
+                header,
+                rows,
+            )
+        ],
+        figures=[_margins(table, truth)],
+        explorers=[_explorer(table, truth)],
+        settings=yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True),
+    )
+
+
+def _margins(table: pa.Table, truth: str | None) -> Figure:
+    margins = table["margin"].to_numpy()
+    parts = {"pairs": margins}
+    if truth is not None:
+        wrong = table[truth].to_numpy(zero_copy_only=False).astype(bool)
+        parts = {truth: margins[wrong], "others": margins[~wrong]}
+    return histogram(
+        "margins",
+        "Margins",
+        "Left of 0 the policy, measured against its reference, prefers the rejected answer.",
+        bin_edges([margins]),
+        parts,
+        (KEPT,) if truth is None else (DROPPED, KEPT),
+        0.0,
+    )
+
+
+def _explorer(table: pa.Table, truth: str | None) -> Explorer:
+    margins = table["margin"].to_numpy()
+    chosen = choose(margins, text_bytes(table), LIMIT, None)
+    note = (
+        f"All {table.num_rows:,} pairs"
+        if len(chosen) == table.num_rows
+        else f"{len(chosen):,} of {table.num_rows:,} pairs, the most and the least suspicious and "
+        "a random sample; all are in ranked.parquet and ranked.jsonl beside this page"
+    )
+    rows = [_row(row, truth) for row in table.take(pa.array(chosen)).to_pylist()]
+    tags = ["disagrees", "agrees", *([str(truth)] if truth is not None else [])]
+    orders = ["most suspicious first", "least suspicious first"]
+    return Explorer("pairs", "Pairs", f"{note}, the most suspicious first.", rows, tags, orders)
+
+
+def _row(row: Mapping[str, Any], truth: str | None) -> dict[str, Any]:
+    tags = ["disagrees" if row["margin"] < 0 else "agrees"]
+    if truth is not None and row[truth]:
+        tags.append(truth)
+    return {
+        "id": row["example_id"],
+        **{name: clipped(row[name]) for name in TEXTS},
+        "tags": tags,
+        "numbers": [
+            ("rank", row["rank"]),
+            ("margin", row["margin"]),
+            ("probability of the label", row["preference_probability"]),
+            ("tokens", f"{row['chosen_tokens']} / {row['rejected_tokens']}"),
+        ],
+        "sort": [row["rank"], -row["rank"]],
+        "candidates": [],
+    }

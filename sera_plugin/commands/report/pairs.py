@@ -1,0 +1,180 @@
+"""Which pairs a page shows, within its size, and the file beside it that holds all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sera_plugin.commands.report.page import Explorer
+from sera_plugin.commands.report.reviews import Reviews
+from sera_plugin.data.reader import RunError
+
+BUDGET = 2_200_000
+"""Bytes of text in the list of offline pairs."""
+CUT = 4000
+"""Characters of a text on the page; the rest is counted."""
+ROW = 260
+"""Bytes of a row beside its texts, about."""
+
+TEXTS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The list of pairs, and whether all of them are on the page."""
+
+    explorer: Explorer
+    complete: bool
+
+
+def clipped(text: str) -> dict[str, Any]:
+    """The text as a page holds it: at most ``CUT`` characters, and how many more there are."""
+    found: dict[str, Any] = {"text": text[:CUT]}
+    if len(text) > CUT:
+        found["more"] = len(text) - CUT
+    return found
+
+
+def choose(scores: np.ndarray, sizes: np.ndarray, budget: int, line: float | None) -> np.ndarray:
+    """Rows to show, int64, rising: the lowest, the highest, those at the line, and a sample.
+
+    They are taken in turns until the next one would pass the budget.
+
+    Args:
+        scores: shape (n,); what is not a finite number counts as lowest.
+        sizes: bytes of each row.
+        budget: most bytes.
+        line: score of special interest, or None.
+    """
+    if int(sizes.sum()) <= budget:
+        return np.arange(len(scores))
+    known = np.where(np.isfinite(scores), scores, -np.inf)
+    order = np.argsort(known, kind="stable")
+    ways = [order, order[::-1], np.random.default_rng(0).permutation(len(scores))]
+    if line is not None:
+        ways.append(np.argsort(np.abs(known - line), kind="stable"))
+    taken: dict[int, None] = {}
+    used, places = 0, [iter(way.tolist()) for way in ways]
+    while True:
+        for place in places:
+            row = next(row for row in place if row not in taken)
+            used += int(sizes[row])
+            if used > budget:
+                return np.array(sorted(taken), dtype=np.int64)
+            taken[row] = None
+
+
+def text_bytes(pairs: pa.Table, names: Sequence[str] = TEXTS) -> np.ndarray:
+    """Bytes of each pair on a page, about, int64."""
+    # Characters take up to 4 bytes each, and a control character 6 as JSON.
+    sizes = [np.minimum(pc.binary_length(pairs[name]).to_numpy(), 4 * CUT) for name in names]
+    return np.sum(sizes, axis=0).astype(np.int64) + ROW
+
+
+def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) -> Shown:
+    """The offline pairs of a run with their margins at every review.
+
+    Args:
+        pairs: ``pairs.parquet``.
+        reviews: at least one.
+        threshold: smallest kept margin of the last review.
+    """
+    rows = reviews.rows_of(pairs["example_id"].to_pylist())
+    last = reviews.ensembled[-1][rows]
+    chosen = choose(last, text_bytes(pairs), BUDGET, threshold)
+    moved = reviews.own[-1] - reviews.own[0]
+    shown = [_row(pair, reviews, int(row), moved) for pair, row in _taken(pairs, rows, chosen)]
+    complete = len(chosen) == pairs.num_rows
+    note = (
+        f"All {pairs.num_rows:,} offline pairs, the most negative margins first: where the policy "
+        "contradicts the label most."
+        if complete
+        else f"{len(chosen):,} of {pairs.num_rows:,} offline pairs: the most negative and the "
+        "largest margins, those at the threshold, and a random sample. Search and filters look at "
+        "these; all pairs are in the file beside this page."
+    )
+    orders = ["most negative margin first", "largest margin first"]
+    if len(reviews.numbers) > 1:
+        orders += ["margin fell most", "margin rose most"]
+    tags = [f"{state} in round {n}" for n in reversed(reviews.numbers) for state in _STATES]
+    tags += [
+        f"swapped in round {n}"
+        for n, swapped in zip(reviews.numbers, reviews.swapped, strict=True)
+        if swapped.any()
+    ]
+    return Shown(Explorer("pairs", "Offline pairs", note, shown, tags, orders), complete)
+
+
+_STATES = ("dropped", "kept")
+
+
+def _taken(
+    pairs: pa.Table, rows: np.ndarray, chosen: np.ndarray
+) -> Iterator[tuple[Mapping[str, Any], int]]:
+    return zip(pairs.take(pa.array(chosen)).to_pylist(), rows[chosen], strict=True)
+
+
+def _row(pair: Mapping[str, Any], reviews: Reviews, row: int, moved: np.ndarray) -> dict[str, Any]:
+    last = float(reviews.ensembled[-1][row])
+    sort = [last, -last]
+    if len(reviews.numbers) > 1:
+        sort += [float(moved[row]), -float(moved[row])]
+    return {
+        "id": pair["example_id"],
+        **{name: clipped(pair[name]) for name in TEXTS},
+        "tags": [
+            f"{state} in round {number}"
+            for number, kept, swapped in zip(
+                reviews.numbers, reviews.kept, reviews.swapped, strict=True
+            )
+            for state in (_STATES[int(kept[row])], *(["swapped"] if swapped[row] else []))
+        ],
+        "numbers": [
+            *(
+                (f"margin before round {number}", round(float(margins[row]), 4))
+                for number, margins in zip(reviews.numbers, reviews.own, strict=True)
+            ),
+            ("tokens", f"{pair['chosen_tokens']} / {pair['rejected_tokens']}"),
+        ],
+        "sort": sort,
+        "candidates": [],
+    }
+
+
+def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
+    """Write every offline pair with its margins and masks of all reviews.
+
+    Raises:
+        RunError: if the file can't be written.
+    """
+    rows = reviews.rows_of(pairs["example_id"].to_pylist())
+    for place, number in enumerate(reviews.numbers):
+        for name, values in (
+            ("margin", reviews.own[place]),
+            ("ensembled_margin", reviews.ensembled[place]),
+            ("kept", reviews.kept[place]),
+        ):
+            pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
+    write_whole(path, lambda building: pq.write_table(pairs, building, compression="zstd"))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under another name first.
+
+    Raises:
+        RunError: if it can't be written.
+    """
+    building = path.with_name(path.name + ".tmp")
+    try:
+        write(building)
+        os.replace(building, path)
+    except OSError as error:
+        raise RunError(f"{path} can't be written ({error.strerror or error}).") from error

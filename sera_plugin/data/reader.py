@@ -1,0 +1,220 @@
+"""Reading the artifacts of a run from disk, finished or not. No torch here.
+
+A round's folder appears whole, so what is there can be read while the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sera_plugin.runtime.files import SEAL, first_line
+
+
+class RunError(ValueError):
+    """A folder that can't be read as a run; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """A round that is on disk.
+
+    Attributes:
+        number: from 1 on.
+        folder: its folder.
+        summary: the metrics of the round.
+        reviewed: whether a review composed it; a warm-up round trains on all of D.
+    """
+
+    number: int
+    folder: Path
+    summary: Mapping[str, Any]
+    reviewed: bool
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A parquet file of the round, or some of its columns.
+
+        Raises:
+            RunError: if it is not there or damaged.
+        """
+        return read_parquet(self.folder / name, columns)
+
+    @property
+    def fresh_path(self) -> Path:
+        """The bootstrapped pairs as text."""
+        return self.folder / "bootstrapped.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The artifacts of a run.
+
+    Attributes:
+        output_dir: the run's ``output_dir``.
+        root: its ``sera`` folder.
+        settings: ``run.json``.
+        rounds: rounds on disk, in order.
+        being_written: numbers of rounds whose folders are not complete.
+    """
+
+    output_dir: Path
+    root: Path
+    settings: Mapping[str, Any]
+    rounds: tuple[StoredRound, ...]
+    being_written: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> RunFiles:
+        """The run in ``path``, its ``output_dir`` or the ``sera`` folder in it.
+
+        Raises:
+            RunError: one sentence, when there is no run or it is damaged.
+        """
+        if not path.exists():
+            raise RunError(f"{path} does not exist; name the output_dir of a SeRA run.")
+        if not path.is_dir():
+            raise RunError(f"{path} is a file; name the output_dir of a SeRA run.")
+        root = path if (path / "run.json").is_file() else path / "sera"
+        if not (root / "run.json").is_file():
+            raise RunError(
+                f"{path} holds no sera/run.json, so it is not the output_dir of a SeRA run, or "
+                "the run has not begun to train."
+            )
+        settings = read_json(root / "run.json")
+        if not isinstance(settings, dict) or "sera" not in settings:
+            raise RunError(f"{root / 'run.json'} was not written by a SeRA run.")
+        found = [
+            (int(match[1]), folder, bool(match[2]))
+            for folder in sorted(root.iterdir())
+            if (match := re.fullmatch(r"\.?round-(\d+)(\.\w+)?", folder.name)) and folder.is_dir()
+        ]
+        stored = [_stored(n, folder) for n, folder, unfinished in sorted(found) if not unfinished]
+        whole = tuple(entry for entry in stored if entry is not None)
+        present = {entry.number for entry in whole}
+        return cls(
+            output_dir=root.resolve().parent,
+            root=root,
+            settings={name: value for name, value in settings.items() if name != SEAL},
+            rounds=whole,
+            being_written=tuple(sorted({n for n, *_ in found} - present)),
+        )
+
+    @property
+    def reviewed(self) -> tuple[StoredRound, ...]:
+        return tuple(entry for entry in self.rounds if entry.reviewed)
+
+    @property
+    def planned(self) -> int:
+        """Rounds of the whole run."""
+        return len(self.settings.get("rounds") or ())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last planned round has been trained, or ``max_steps`` reached."""
+        trained = [entry for entry in self.rounds if "seconds_training" in entry.summary]
+        if not trained:
+            return False
+        updates = list(self.settings.get("updates") or ())
+        limit = self.settings.get("max_steps") or sum(updates)
+        return bool(updates) and sum(updates[: trained[-1].number]) >= limit
+
+    def round(self, number: int) -> StoredRound:
+        """A round by its number.
+
+        Raises:
+            RunError: one sentence, if it is not there or not complete.
+        """
+        for entry in self.rounds:
+            if entry.number == number:
+                return entry
+        if number in self.being_written:
+            raise RunError(
+                f"--round {number}: its folder in {self.root} is not complete; wait until the run "
+                "has written it, or resume the run."
+            )
+        there = ", ".join(str(entry.number) for entry in self.rounds) or "none yet"
+        raise RunError(f"--round {number} is not in {self.root}; rounds there: {there}.")
+
+    def pairs(self, columns: list[str] | None = None) -> pa.Table | None:
+        """The texts of D, or None for a run of an earlier version, which kept none."""
+        path = self.root / "pairs.parquet"
+        return read_parquet(path, columns) if path.exists() else None
+
+    def log(self) -> list[Mapping[str, Any]]:
+        """The trainer's log history, from wherever it reaches farthest."""
+        paths = [
+            self.root / "log.json",
+            self.output_dir / "trainer_state.json",
+            *self.output_dir.glob("checkpoint-*/trainer_state.json"),
+        ]
+        histories: list[list[Mapping[str, Any]]] = [[]]
+        for path in paths:
+            if path.is_file():
+                read = read_json(path)
+                history = read.get("log_history") if isinstance(read, dict) else read
+                histories.append([entry for entry in history or () if isinstance(entry, dict)])
+        return max(histories, key=lambda entries: (_last_step(entries), len(entries)))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        RunError: if it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} can't be read ({error}).") from error
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines.
+
+    Raises:
+        RunError: if it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                yield _object(json.loads(line))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} can't be read ({error}).") from error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a line is not an object")
+    return value
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A parquet file, or some of its columns.
+
+    Raises:
+        RunError: if it can't be read.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
+        raise RunError(f"{path} can't be read ({first_line(error)}).") from error
+
+
+def _stored(number: int, folder: Path) -> StoredRound | None:
+    if not (folder / "summary.json").is_file():
+        return None
+    summary = read_json(folder / "summary.json")
+    if not isinstance(summary, dict):
+        raise RunError(f"{folder / 'summary.json'} was not written by a SeRA run.")
+    return StoredRound(number, folder, summary, (folder / "margins.parquet").is_file())
+
+
+def _last_step(entries: list[Mapping[str, Any]]) -> float:
+    return max((entry.get("step") or 0 for entry in entries), default=-1)

@@ -1,0 +1,267 @@
+"""What the host's config and the dataset must look like. Every error is one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, IterableDataset
+
+from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.data.schedule import Batching, Schedule, plan
+from sera_plugin.sampling.vllm_checks import check_vllm
+from sera_plugin.training.checks import check_methods, check_scores, in_yaml, rl_of
+
+TRAINER = "sera_plugin.trainer.SeRATrainer"
+
+# Keys that change what a pair, a batch or the loss is in a way that rounds can't follow:
+# (key, whether the value is in the way, why).
+_UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("dpo_use_liger_kernel", bool, "the fused loss can't read cached reference log-probs"),
+    ("use_liger_kernel", bool, "the fused loss can't read cached reference log-probs"),
+    ("streaming", bool, "a review needs all pairs at hand"),
+    ("pretraining_dataset", bool, "a review needs all pairs at hand"),
+    ("processor_type", bool, "only text can be scored and sampled"),
+    ("is_multimodal", bool, "only text can be scored and sampled"),
+    ("group_by_length", bool, "a round comes in an order of its own"),
+    ("curriculum_sampling", bool, "a round comes in an order of its own"),
+    ("sample_packing", bool, "a batch must hold whole pairs"),
+    ("auto_find_batch_size", bool, "the number of updates must be known in advance"),
+    ("relora", bool, "the reference is the model without its adapter"),
+    ("sequence_parallel_degree", lambda v: _above_one(v), "each process must hold whole sequences"),
+    ("context_parallel_size", lambda v: _above_one(v), "each process must hold whole sequences"),
+    ("tensor_parallel_size", lambda v: _above_one(v), "each process must hold its own batch"),
+)
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
+def check_host_config(cfg: Any, config: SeraConfig) -> None:
+    """Check the keys around the ``sera:`` block, before anything is loaded.
+
+    Raises:
+        SeraConfigError: one sentence naming the key, its value and what is allowed.
+    """
+    rl = rl_of(cfg)
+    if rl not in ("dpo", "ipo"):
+        raise SeraConfigError(
+            f"rl: {in_yaml(rl)} can't be used with sera; allowed are dpo and ipo."
+        )
+    trainer_cls = cfg.get("trainer_cls")
+    if trainer_cls not in (None, TRAINER):
+        raise SeraConfigError(
+            f"trainer_cls: {trainer_cls} can't be used with sera, which brings its own; remove the "
+            f"key or write {TRAINER}."
+        )
+    for key, in_the_way, why in _UNSUPPORTED:
+        value = cfg.get(key)
+        if value is not None and in_the_way(value):
+            raise SeraConfigError(
+                f"{key}: {in_yaml(value)} can't be used with sera because {why}; remove the key."
+            )
+    if cfg.get("precompute_ref_log_probs") is False:
+        raise SeraConfigError(
+            "precompute_ref_log_probs: false can't be used with sera, which caches the reference "
+            "log-probs; remove the key or write true."
+        )
+    for key in ("resume_from_checkpoint", "auto_resume_from_checkpoints"):
+        if cfg.get("save_only_model") and cfg.get(key):
+            raise SeraConfigError(
+                f"save_only_model: true can't be used with {key}: {in_yaml(cfg.get(key))}, because "
+                "its checkpoints don't hold the optimizer's state that a run goes on from; remove "
+                "one of the two."
+            )
+    if cfg.get("remove_unused_columns") and config.selection.source == "training":
+        raise SeraConfigError(
+            "remove_unused_columns: true can't be used with sera.selection.source: training, which "
+            "tells pairs apart by a column of its own; remove the key."
+        )
+    _check_rounds(cfg, config)
+    _check_sharding(cfg, config)
+    _check_engine(cfg, config)
+    check_vllm(cfg, config)
+    check_methods(cfg, config)
+
+
+def _check_rounds(cfg: Any, config: SeraConfig) -> None:
+    epochs = cfg.get("num_epochs", 1)
+    epochs = 1 if epochs is None else epochs
+    shown = repr(epochs) if isinstance(epochs, str) else in_yaml(epochs)
+    if not config.reviews and (not _whole(epochs) or epochs < 1):
+        raise SeraConfigError(
+            f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
+            "number from 1."
+        )
+    if config.reviews and (not _whole(epochs) or epochs <= config.warmup_rounds):
+        raise SeraConfigError(
+            f"num_epochs: {shown} is not allowed; a round is an epoch, so it must be a whole "
+            f"number above sera.warmup_rounds: {config.warmup_rounds}."
+        )
+    _check_keeps(config, int(epochs))
+    max_steps = cfg.get("max_steps")
+    if max_steps is not None and (not _whole(max_steps) or max_steps < 1):
+        raise SeraConfigError(
+            f"max_steps: {in_yaml(max_steps)} is not allowed; it must be a whole number from 1, or "
+            "absent."
+        )
+
+
+def _check_keeps(config: SeraConfig, rounds: int) -> None:
+    keep = config.selection.keep
+    if isinstance(keep, list) and len(keep) > rounds - config.warmup_rounds:
+        raise SeraConfigError(
+            f"sera.selection.keep: {keep} has {len(keep)} entries for "
+            f"{rounds - config.warmup_rounds} reviewed rounds (num_epochs − sera.warmup_rounds); "
+            "write at most one for each."
+        )
+
+
+def _whole(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value == int(value)
+
+
+def _check_sharding(cfg: Any, config: SeraConfig) -> None:
+    keeps_policy = {
+        "sera.reference: previous": config.reference == "previous",
+        "sera.bootstrap.ensemble: true": config.bootstrap.ensemble,
+    }
+    sharded = _sharded(cfg)
+    for key, wanted in keeps_policy.items():
+        if wanted and sharded:
+            raise SeraConfigError(
+                f"{key} can't be used under {sharded}, where no process holds the weights that "
+                "must be kept; allowed are ZeRO-1, ZeRO-2 and DDP."
+            )
+
+
+def _sharded(cfg: Any) -> str | None:
+    """How weights are spread over the processes, or None if each has them whole."""
+    if cfg.get("fsdp") or cfg.get("fsdp_config"):
+        return "FSDP"
+    return "DeepSpeed ZeRO-3" if zero_stage(cfg.get("deepspeed")) == 3 else None
+
+
+def _check_engine(cfg: Any, config: SeraConfig) -> None:
+    engine = config.bootstrap.engine
+    if config.bootstrap.fraction == 0 or engine != "transformers_paged":
+        return
+    sharded = _sharded(cfg)
+    if sharded:
+        raise SeraConfigError(
+            f"sera.bootstrap.engine: {engine} can't be used under {sharded}, where no process "
+            "holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
+        )
+
+
+def zero_stage(deepspeed: Any) -> int:
+    """The ZeRO stage of the host's ``deepspeed:`` value (a path, JSON text or a mapping), or 0."""
+    if isinstance(deepspeed, (str, Path)) and str(deepspeed):
+        path = Path(str(deepspeed))
+        text = path.read_text() if path.is_file() else str(deepspeed)
+        try:
+            deepspeed = json.loads(text)
+        except json.JSONDecodeError:
+            deepspeed = yaml.safe_load(text)
+    if not isinstance(deepspeed, dict):
+        return 0
+    return int((deepspeed.get("zero_optimization") or {}).get("stage", 0) or 0)
+
+
+def plan_of(cfg: Any, config: SeraConfig, pairs: int) -> Schedule:
+    """The schedule for ``pairs`` pairs under the host's batch settings."""
+    return plan(
+        pairs,
+        num_rounds=int(cfg.num_epochs or 1),
+        warmup_rounds=config.warmup_rounds,
+        keep=config.selection.planned,
+        fraction=config.bootstrap.fraction,
+        batching=Batching(
+            per_device=int(cfg.micro_batch_size or 1),
+            accumulation=int(cfg.gradient_accumulation_steps or 1),
+            ranks=int(cfg.world_size or 1),
+            drop_last=bool(cfg.dataloader_drop_last),
+        ),
+        max_steps=cfg.max_steps,
+        reviews=config.reviews,
+    )
+
+
+def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
+    """Check the loaded preference pairs, before a model is loaded.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise SeraConfigError(
+            "streaming: true can't be used with sera because a review needs all pairs at hand; "
+            "remove the key."
+        )
+    images = {"image", "images"} & set(dataset.column_names)
+    if images:
+        raise SeraConfigError(
+            f"datasets: the column {images.pop()} makes this a vision dataset; sera works on text "
+            "alone."
+        )
+    pairs = len(dataset)
+    if pairs < 2:
+        raise SeraConfigError(
+            f"datasets: {pairs} {'pair is' if pairs == 1 else 'pairs are'} left to train on, after "
+            f"those longer than sequence_len: {cfg.sequence_len}; sera needs 2 or more."
+        )
+    batch = int(cfg.micro_batch_size or 1) * int(cfg.gradient_accumulation_steps or 1)
+    batch *= int(cfg.world_size or 1)
+    if pairs < batch:
+        raise SeraConfigError(
+            f"datasets: {pairs} pairs are fewer than one batch of {batch} (micro_batch_size × "
+            "gradient_accumulation_steps × processes); use a smaller batch or more pairs."
+        )
+    check_scores(config, dataset.column_names)
+    keep = max(config.selection.planned)
+    if keep > pairs:
+        raise SeraConfigError(
+            f"sera.selection.keep: {int(keep)} is more than the {pairs} pairs of the dataset; "
+            "allowed is a share in (0, 1] or a number up to that."
+        )
+    try:
+        plan_of(cfg, config, pairs)
+    except ValueError as error:
+        raise SeraConfigError(
+            f"dataloader_drop_last: {in_yaml(cfg.dataloader_drop_last)} can't be used here because "
+            f"{error}; use a smaller batch or more pairs, or remove the key."
+        ) from None
+
+
+def check_tokenizer(cfg: Any, config: SeraConfig, dataset: Dataset, tokenizer: Any) -> None:
+    """Check that answers can end, and that prompts leave room for them.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if tokenizer.eos_token_id is None:
+        raise SeraConfigError(
+            "special_tokens.eos_token: the tokenizer has no EOS token, so no answer can end; set "
+            "one that the model knows."
+        )
+    if config.bootstrap.fraction == 0 or "prompt" not in dataset.column_names:
+        return
+    shortest = None
+    for rows in dataset.select_columns(["prompt"]).iter(batch_size=256):
+        prompts = [prompt for prompt in rows["prompt"] if isinstance(prompt, str)]
+        if len(prompts) < len(rows["prompt"]):
+            return
+        lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        shortest = min([*lengths, *([] if shortest is None else [shortest])])
+        if shortest + 1 < cfg.sequence_len:
+            return
+    raise SeraConfigError(
+        f"sequence_len: {cfg.sequence_len} leaves no room for an answer, the shortest prompt has "
+        f"{shortest} tokens; use a larger sequence_len or sera.bootstrap.fraction: 0."
+    )

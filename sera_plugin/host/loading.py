@@ -1,0 +1,122 @@
+"""Loading the pairs through the host, with its obscure errors turned into sentences.
+
+Stands apart from ``host``, which imports the trainers: these must not be imported before Axolotl
+has patched TRL, and it does that after the datasets are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import load_from_disk
+from datasets.exceptions import DatasetGenerationError
+
+from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.training.quality_prompt import QualityWriter, check_prompts
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The datasets that Axolotl would load by itself (``TrainDatasetMeta``), and the tokenizer.
+
+    Raises:
+        SeraConfigError: one sentence, when a file can't be read or holds no rows, or the validation
+            split takes all.
+    """
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.loaders import load_tokenizer
+
+    try:
+        meta = load_preference_datasets(cfg=cfg)
+    except (StopIteration, ValueError, OSError, DatasetGenerationError) as error:
+        sentence = _sentence(cfg, error)
+        if sentence is None:
+            raise
+        raise SeraConfigError(sentence) from error
+    return meta, load_tokenizer(cfg)
+
+
+def refused(path: Path, error: ValidationError) -> SeraConfigError:
+    """What the host finds wrong with a config, as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or "config"
+    return SeraConfigError(f"{path}: {key}: {first['msg']}")
+
+
+def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The templates that may have written the training prompts, the run's own first.
+
+    A dataset entry may name a template of its own, or a ``type`` that writes as one does.
+    """
+    from axolotl.utils.chat_templates import extract_chat_template_args, get_chat_template
+
+    found = [tokenizer.chat_template] if isinstance(tokenizer.chat_template, str) else []
+    for entry in cfg.datasets or ():
+        kind = str(entry.get("type") or "").partition(".")[0]
+        choice, jinja = extract_chat_template_args(cfg=cfg, ds_cfg=entry)
+        if choice != "tokenizer_default" or found:
+            found.append(get_chat_template(choice, jinja_template=jinja, tokenizer=tokenizer))
+        if kind in ("chatml", "llama3"):
+            found.append(get_chat_template(kind))
+    return list(dict.fromkeys(found))
+
+
+def check_refinement(
+    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that the quality prompt has a place in every prompt, and room beside one answer.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if config.refinement is not None:
+        writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
+        check_prompts(writer, dataset, cfg.sequence_len)
+
+
+def _sentence(cfg: Any, error: Exception) -> str | None:
+    """What went wrong, or None where the host's own words will do."""
+    text = str(error)
+    entries = [*(cfg.datasets or ()), *(cfg.test_datasets or ())]
+    paths = ", ".join(str(entry.get("path")) for entry in entries)
+    # `datasets` has no words of its own for a text file without rows.
+    if isinstance(error, StopIteration) or "corresponds to no data" in text:
+        return f"datasets: no rows in {paths}, or in one of them; sera needs 2 or more pairs."
+    if "n_samples" in text:
+        return (
+            f"val_set_size: {cfg.val_set_size} leaves no pairs to train on; use a smaller share or "
+            "number, or more pairs."
+        )
+    if isinstance(error, DatasetGenerationError):
+        why = _one_line(error.__cause__ or error)
+        hint = "; a lone surrogate is not text" if "surrogate" in why else ""
+        return f"datasets: {paths}, or one of them, can't be read ({why}){hint}."
+    from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
+
+    prepared = _unreadable(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH)
+    if prepared is not None:
+        return (
+            f"dataset_prepared_path: {prepared} can't be read ({_one_line(error)}); delete it and "
+            "the data is prepared again."
+        )
+    return None
+
+
+def _unreadable(folder: Any) -> Path | None:
+    """The first prepared dataset in ``folder`` that can't be read, if there is one."""
+    for prepared in sorted(path for path in Path(str(folder)).glob("*") if path.is_dir()):
+        try:
+            load_from_disk(str(prepared))
+        except (OSError, ValueError):
+            return prepared
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    """What an error says, as printable text of one line."""
+    words = ascii(" ".join(str(error).split()))[1:-1].rstrip(".")
+    return words if len(words) <= 200 else words[:197] + "..."

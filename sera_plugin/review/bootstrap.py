@@ -1,0 +1,277 @@
+"""Bootstrapping with models: sample prompts, score the answers, pair best against worst."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sera_plugin.config import SeraConfig
+from sera_plugin.data.ids import permutation
+from sera_plugin.data.margins import PairLogps, ensemble
+from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.data.rollouts import Prompt
+from sera_plugin.data.schedule import RoundSize, share_of
+from sera_plugin.data.tables import ReviewTable
+from sera_plugin.review.guard import Decision, decide, measure
+from sera_plugin.review.judging import Court
+from sera_plugin.review.numbers import check_numbers
+from sera_plugin.review.pairing import (
+    Candidate,
+    FreshPair,
+    Pool,
+    Shortfall,
+    Source,
+    balanced_penalty,
+    bootstrap,
+    distinct,
+    keep_top,
+)
+from sera_plugin.review.samples import Rollouts, SampleStats, Written, by_answer, for_the_guard
+from sera_plugin.review.selection import History
+from sera_plugin.runtime.shards import round_label
+from sera_plugin.sampling.engines import writing
+from sera_plugin.sampling.sampler import Sampler
+from sera_plugin.scoring.policies import Policies, Snapshot
+from sera_plugin.scoring.scorer import Answers, Phase, Scorer, phase_of
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """What bootstrapping did: all pools, the pairs kept, α, and why pools gave no pair.
+
+    ``left_out`` pairs would have been kept without the guard; without samples there is no
+    decision.
+    """
+
+    pools: tuple[Pool, ...]
+    pairs: tuple[FreshPair, ...]
+    penalty: float
+    short: Mapping[Shortfall, int]
+    without_room: int
+    samples: SampleStats | None
+    decision: Decision | None = None
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a review takes from earlier ones.
+
+    Attributes:
+        table: the previous review, or None at the first.
+        policy: the previous review's policy, if fresh answers are ensembled too.
+        history: margins of the earlier reviews, where the rule of selection needs them.
+        first_spread: the guard's ``spread`` at the first review, or None there.
+    """
+
+    table: ReviewTable | None = None
+    policy: Snapshot | None = None
+    history: History | None = None
+    first_spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Bootstrapper:
+    """Makes new pairs from sampled answers. Every rank runs it and finds the same.
+
+    Attributes:
+        config: the ``sera:`` block.
+        pairs: D.
+        scorer: scores completions.
+        sampler: samples candidates.
+        policies: the models.
+        seed: the run's seed.
+        beta: β of the loss.
+        court: the user's own judge, or None.
+    """
+
+    config: SeraConfig
+    pairs: OfflinePairs
+    scorer: Scorer
+    sampler: Sampler
+    policies: Policies
+    seed: int
+    beta: float
+    court: Court | None = None
+
+    def run(
+        self,
+        size: RoundSize,
+        table: ReviewTable,
+        reference: PairLogps,
+        past: Past,
+        held_out: Sequence[PairLogps] = (),
+    ) -> tuple[Bootstrapped, Phase, Phase]:
+        """Bootstrap for round ``size.number``; also the generation and the scoring phase.
+
+        Args:
+            size: the planned sizes of the round.
+            table: this round's review of the offline pairs.
+            reference: log-probs of D under πref.
+            past: what earlier reviews found.
+            held_out: log-ratios of the evaluation sets.
+        """
+        if size.bootstrapped == 0:
+            return Bootstrapped((), (), 0.0, {}, 0, None), Phase(), Phase()
+        prompts, without_room = self._prompts(size.number)
+        label = round_label(size.number)
+        written, generation = self._sample(prompts, size.number, label)
+        fresh, scoring, bad = self._score_rollouts(prompts, written, label)
+        samples = SampleStats.of(written, fresh, bad)
+        if past.policy is not None:
+            fresh, more = self._mix_previous(prompts, fresh, past.policy, label)
+            scoring += more
+        offline = self._offline_candidates(prompts, table, reference, past)
+        pools = tuple(
+            Pool(p.example_id, distinct((*fresh[p.example_id], *offline[p.example_id])))
+            for p in prompts
+        )
+        settings = self.config.bootstrap
+        guard = settings.guard
+        if self.court is not None:
+            pools = self.court.pools(pools, prompts, label)
+            # The guard asks whether the implicit reward can be trusted, which then ranks nothing.
+            guard = guard.model_copy(update={"enabled": False}) if self.court.replaces else guard
+        penalty = settings.length_penalty
+        if penalty == "auto":
+            penalty = balanced_penalty(pools, self.beta)
+        pairs, short = bootstrap(pools, self.beta, penalty)
+        answers = for_the_guard(written, fresh, self.beta, penalty)
+        margins = np.concatenate(
+            [(r.chosen - r.rejected)[r.finite] for r in held_out] or [np.zeros(0)]
+        )
+        decision = decide(measure(answers, margins, past.first_spread), guard)
+        kept = tuple(keep_top(pairs, decision.limit(size.bootstrapped)))
+        left_out = min(len(pairs), size.bootstrapped) - len(kept)
+        done = Bootstrapped(pools, kept, penalty, short, without_room, samples, decision, left_out)
+        return done, generation, scoring
+
+    def _sample(
+        self, prompts: list[Prompt], round_number: int, label: str
+    ) -> tuple[Written, Phase]:
+        """All candidates, by who writes them."""
+        start = time.perf_counter()
+        written: dict[Source, Rollouts] = {}
+        for settings in self.sampler.settings.shared_out(self.config.bootstrap.sampler):
+            origin = self.policies.origin(settings.writer, label)
+            sampler = replace(self.sampler, settings=settings)
+            with writing(sampler, self.policies, self.scorer, self.pairs) as (model, synced):
+                written[settings.writer] = sampler.rollouts(
+                    model, prompts, self.seed, round_number, synced=synced, origin=origin
+                )
+        sampled = sum(
+            len(answer.token_ids)
+            for rollouts in written.values()
+            for answers in rollouts.values()
+            for answer in answers
+        )
+        return written, Phase(time.perf_counter() - start, sampled, sampled)
+
+    def _prompts(self, round_number: int) -> tuple[list[Prompt], int]:
+        """The prompts to sample, chosen by (seed, round, example), and how many have no room."""
+        count = share_of(self.config.bootstrap.prompts, len(self.pairs))
+        order = permutation(self.pairs.ids, self.seed, round_number, "prompts")
+        chosen = sorted(int(row) for row in order[:count])
+        has_room = [
+            row
+            for row in chosen
+            if self.sampler.settings.room(int(self.pairs.prompt_tokens[row])) > 0
+        ]
+        prompts = [
+            Prompt(self.pairs.ids[row], tuple(self.pairs.dataset[row]["prompt_ids"]))
+            for row in has_room
+        ]
+        return prompts, len(chosen) - len(has_room)
+
+    def _score_rollouts(
+        self, prompts: list[Prompt], written: Written, label: str
+    ) -> tuple[dict[str, list[Candidate]], Phase, int]:
+        """Candidates of every prompt, the phase, and how many answers were set aside."""
+        start = time.perf_counter()
+        flat = [
+            (prompt, answer, writer)
+            for prompt in prompts
+            for answer, writer in by_answer(written, prompt.example_id).items()
+            if len(answer.token_ids) > (len(self.sampler.settings.ending) if answer.finished else 0)
+        ]
+        answers = Answers([(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat])
+        origin = self.policies.policy_origin(label)
+        with self.policies.policy() as forward:
+            policy = self.scorer.logps(forward, answers, "Scoring sampled answers", origin)
+        origin = self.policies.reference_origin(label)
+        with self.policies.reference() as forward:
+            reference = self.scorer.logps(forward, answers, "Reference of sampled answers", origin)
+        finite = np.isfinite(policy.logps) & np.isfinite(reference.logps)
+        bad = check_numbers(finite, self.config.max_set_aside, label, "sampled answers")
+        found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
+        for row in np.flatnonzero(finite):
+            (prompt, answer, writer), p, r = flat[row], policy.logps[row], reference.logps[row]
+            found[prompt.example_id].append(
+                Candidate(
+                    answer.token_ids,
+                    writer,
+                    answer.finished,
+                    float(p - r),
+                    float(p),
+                    float(r),
+                )
+            )
+        phase = phase_of(start, policy)
+        both = replace(phase, tokens=2 * phase.tokens, padded_tokens=2 * phase.padded_tokens)
+        return found, both, bad
+
+    def _mix_previous(
+        self,
+        prompts: list[Prompt],
+        fresh: dict[str, list[Candidate]],
+        snapshot: Snapshot,
+        label: str,
+    ) -> tuple[dict[str, list[Candidate]], Phase]:
+        """(1−γ)·log-ratio now + γ·log-ratio under the previous review's policy, if finite."""
+        start = time.perf_counter()
+        rows = [(p, c) for p in prompts for c in fresh[p.example_id]]
+        answers = Answers([(prompt.token_ids, c.token_ids) for prompt, c in rows])
+        origin = self.policies.earlier_origin(snapshot, label)
+        with self.policies.earlier(snapshot) as forward:
+            done = self.scorer.logps(forward, answers, "Previous policy on sampled answers", origin)
+        mixed: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
+        now = np.array([candidate.log_ratio for _, candidate in rows])
+        before = done.logps - np.array([candidate.reference_logp for _, candidate in rows])
+        ratios = ensemble(now, before, self.config.ensemble)
+        for (prompt, candidate), ratio in zip(rows, ratios, strict=True):
+            mixed[prompt.example_id].append(replace(candidate, log_ratio=float(ratio)))
+        return mixed, phase_of(start, done)
+
+    def _offline_candidates(
+        self,
+        prompts: list[Prompt],
+        table: ReviewTable,
+        reference: PairLogps,
+        past: Past,
+    ) -> dict[str, tuple[Candidate, ...]]:
+        if self.config.bootstrap.pool == "policy":
+            return {prompt.example_id: () for prompt in prompts}
+        ids = [prompt.example_id for prompt in prompts]
+        policy, ratios = table.policy.aligned(ids), table.ratios.aligned(ids)
+        reference = reference.aligned(ids)
+        chosen, rejected = ratios.chosen, ratios.rejected
+        if past.table is not None and past.policy is not None:
+            before = past.table.ratios.aligned(ids)
+            chosen = ensemble(chosen, before.chosen, self.config.ensemble)
+            rejected = ensemble(rejected, before.rejected, self.config.ensemble)
+        sides = (
+            (Source.CHOSEN, "chosen_ids", chosen, policy.chosen, reference.chosen),
+            (Source.REJECTED, "rejected_ids", rejected, policy.rejected, reference.rejected),
+        )
+        rows = [self.pairs.dataset[self.pairs.position[example_id]] for example_id in ids]
+        return {
+            example_id: tuple(
+                Candidate(tuple(row[name]), source, True, float(r[i]), float(p[i]), float(q[i]))
+                for source, name, r, p, q in sides
+                if np.isfinite(r[i])
+            )
+            for i, (example_id, row) in enumerate(zip(ids, rows, strict=True))
+        }

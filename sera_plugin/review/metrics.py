@@ -1,0 +1,183 @@
+"""What a review reports: numbers for the host's logger, the stored summary, the table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.data.tables import ReviewTable
+from sera_plugin.review.numbers import overlap
+from sera_plugin.review.review import Review
+from sera_plugin.runtime.logs import logger
+from sera_plugin.scoring.scorer import Phase
+
+LOG = logger(__name__)
+
+QUANTILES = (5, 25, 50, 75, 95)
+
+
+def accuracy(ratios: PairLogps) -> float:
+    """Share of the pairs with finite numbers whose chosen answer has the larger implicit reward."""
+    finite = ratios.finite
+    if not finite.any():
+        return float("nan")
+    return float(np.mean(ratios.chosen[finite] > ratios.rejected[finite]))
+
+
+def review_metrics(
+    review: Review,
+    pairs: OfflinePairs,
+    previous: ReviewTable | None,
+) -> dict[str, float]:
+    """Numbers of one review, without the ``sera/`` prefix; missing ones are left out.
+
+    Args:
+        review: the review.
+        pairs: D.
+        previous: the previous review's table, for the overlap of the kept sets.
+    """
+    table, fresh = review.table, review.bootstrapped
+    margin = table.margin[np.isfinite(table.margin)]
+    found = {
+        "round": float(review.size.number),
+        "margin_mean": float(margin.mean()),
+        "margin_std": float(margin.std()),
+        "set_aside": float(len(table.margin) - len(margin)),
+        "aged_margins": float((table.measured_in < review.size.number - 1).sum()),
+        "threshold": float(table.ensembled[table.kept].min()),
+        "accuracy_train": accuracy(table.ratios),
+        "kept": float(review.size.kept),
+        "eligible": float(review.choice.passed),
+        "flipped": float(len(review.composition.flipped)),
+        "bootstrapped": float(len(review.composition.fresh)),
+        "shortfall": float(len(review.composition.filled)),
+        "length_penalty": float(fresh.penalty),
+        "prompts_without_room": float(fresh.without_room),
+    }
+    for q in QUANTILES:
+        found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
+    for name, ratios in review.held_out.items():
+        found[f"accuracy_{name}"] = accuracy(ratios)
+        found[f"set_aside_{name}"] = float((~ratios.finite).sum())
+    if previous is not None:
+        found["kept_overlap"] = overlap(table.kept, previous.kept)
+    found |= {f"short_{reason.value}": float(count) for reason, count in fresh.short.items()}
+    found |= _lengths(review, pairs)
+    found |= _samples(review)
+    found |= _guard(review)
+    found |= _speed("scoring", review.scoring)
+    if fresh.samples:
+        found |= _speed("generation", review.generation)
+    return found
+
+
+def warn_of_set_aside(metrics: dict[str, float]) -> None:
+    """Log how much a review set aside, if anything."""
+    aside = {name: int(n) for name, n in metrics.items() if name.startswith("set_aside") and n}
+    if aside:
+        LOG.warning(
+            "Round %d: log-probs that are not finite numbers: %s", int(metrics["round"]), aside
+        )
+
+
+def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
+    kept = review.table.kept
+    found = {
+        "chosen_tokens_offline": float(pairs.chosen_tokens[kept].mean()),
+        "rejected_tokens_offline": float(pairs.rejected_tokens[kept].mean()),
+    }
+    fresh = review.composition.fresh
+    if fresh:
+        found["chosen_tokens_bootstrapped"] = _mean(len(p.chosen.token_ids) for p in fresh)
+        found["rejected_tokens_bootstrapped"] = _mean(len(p.rejected.token_ids) for p in fresh)
+        found["fresh_chosen_share"] = _mean(p.chosen.source.sampled for p in fresh)
+        found["bootstrapped_margin_mean"] = _mean(p.margin for p in fresh)
+    return found
+
+
+def _samples(review: Review) -> dict[str, float]:
+    samples = review.bootstrapped.samples
+    if samples is None:
+        return {}
+    found = {
+        "unique_answer_ratio": samples.unique,
+        "finished_answer_ratio": samples.finished,
+        "set_aside_answers": float(samples.set_aside),
+    }
+    if samples.kl is not None:
+        # E[log πθ/πref] over the policy's own samples estimates KL(πθ‖πref); biased where the
+        # sampling temperature is not 1 or top_p cuts.
+        found["kl_policy_samples"] = samples.kl
+    return found
+
+
+def _guard(review: Review) -> dict[str, float]:
+    decision = review.bootstrapped.decision
+    if decision is None:
+        return {}
+    found = {
+        "guard_share": decision.share,
+        "guard_left_out": float(review.bootstrapped.left_out),
+        **{f"guard_{name}": signal.value for name, signal in decision.signals.by_name().items()},
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def first_spread(summaries: Sequence[Mapping[str, float]]) -> float | None:
+    """The spread of the reward at the first review that measured it, from the rounds so far."""
+    return next((s["guard_spread"] for s in summaries if "guard_spread" in s), None)
+
+
+def guard_text(review: Review) -> dict[str, str]:
+    """What the guard decided and why, for the stored summary; empty without bootstrapping."""
+    decision = review.bootstrapped.decision
+    if decision is None:
+        return {}
+    return {"guard": decision.sentence(review.size.bootstrapped)}
+
+
+def _speed(name: str, phase: Phase) -> dict[str, float]:
+    return {
+        f"seconds_{name}": phase.seconds,
+        f"tokens_per_second_{name}": phase.tokens / max(phase.seconds, 1e-9),
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def table_text(rows: Sequence[dict[str, float]]) -> str:
+    """The rounds so far as a plain table, one line each."""
+    table = Table(title="SeRA rounds", title_justify="left")
+    columns = {
+        "round": ("round", "{:.0f}"),
+        "kept": ("kept", "{:.0f}"),
+        "bootstrapped": ("fresh", "{:.0f}"),
+        "shortfall": ("filled", "{:.0f}"),
+        "guard_share": ("guard", "{:.0%}"),
+        "margin_mean": ("margin", "{:.3f}"),
+        "threshold": ("threshold", "{:.3f}"),
+        "accuracy_train": ("accuracy", "{:.1%}"),
+        "kept_overlap": ("overlap", "{:.1%}"),
+        "kl_policy_samples": ("KL", "{:.2f}"),
+        "seconds_scoring": ("score s", "{:.1f}"),
+        "seconds_generation": ("sample s", "{:.1f}"),
+        "seconds_training": ("train s", "{:.1f}"),
+    }
+    for title, _ in columns.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            *(form.format(row[name]) if name in row else "-" for name, (_, form) in columns.items())
+        )
+    buffer = io.StringIO()
+    Console(file=buffer, width=140, color_system=None).print(table)
+    return buffer.getvalue()

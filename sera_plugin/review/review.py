@@ -1,0 +1,245 @@
+"""One review: score the offline pairs, select, bootstrap, and compose the next round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sera_plugin.config import SeraConfig
+from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, positions
+from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.data.rounds import Composition, compose
+from sera_plugin.data.schedule import RoundSize
+from sera_plugin.data.tables import ReviewTable
+from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
+from sera_plugin.review.judges import court_of
+from sera_plugin.review.lossdiff import Auxiliary
+from sera_plugin.review.numbers import check_numbers, set_aside
+from sera_plugin.review.selection import Choice, History, choose
+from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.runtime.shards import REFERENCE, round_label
+from sera_plugin.sampling.settings import sampler_of
+from sera_plugin.scoring.policies import Policies
+from sera_plugin.scoring.recording import Recorded
+from sera_plugin.scoring.scorer import Phase, Scorer, phase_of
+
+
+@dataclass(frozen=True)
+class Review:
+    """The result of one review; ``held_out`` has the log-ratios of the evaluation sets."""
+
+    size: RoundSize
+    table: ReviewTable
+    choice: Choice
+    history: History
+    composition: Composition
+    bootstrapped: Bootstrapped
+    evaluation: Mapping[str, PairLogps]
+    held_out: Mapping[str, PairLogps]
+    scoring: Phase
+    generation: Phase
+
+
+@dataclass(frozen=True)
+class Reviewer:
+    """Reviews D with the current policy. Every rank runs it and finds the same result.
+
+    Attributes:
+        config: the ``sera:`` block.
+        pairs: D.
+        evaluation: the evaluation sets by name.
+        scorer: scores completions.
+        policies: the models.
+        bootstrapper: makes new pairs.
+        seed: the run's seed.
+        external: margins that the dataset carries, shape (n,), or None.
+        auxiliary: the auxiliary policy's view of D, for LossDiff.
+    """
+
+    config: SeraConfig
+    pairs: OfflinePairs
+    evaluation: Mapping[str, OfflinePairs]
+    scorer: Scorer
+    policies: Policies
+    bootstrapper: Bootstrapper
+    seed: int
+    external: np.ndarray | None = None
+    auxiliary: Auxiliary | None = None
+
+    def review(
+        self,
+        size: RoundSize,
+        reference: PairLogps,
+        held_out_reference: Mapping[str, PairLogps],
+        past: Past,
+        recorded: Recorded | None = None,
+    ) -> Review:
+        """Compose round ``size.number``.
+
+        Args:
+            size: the planned sizes of the round.
+            reference: log-probs of D under πref.
+            held_out_reference: log-probs of the evaluation sets under πref.
+            past: what earlier reviews found.
+            recorded: what training steps found; if given, D is not scored.
+        """
+        table, choice, history, scoring = self._select(size, reference, past, recorded)
+        evaluation, ratios = {}, {}
+        for name, held_out in self.evaluation.items():
+            evaluation[name], phase = self.score_offline(
+                held_out, f"Scoring {name} pairs", label=round_label(size.number)
+            )
+            scoring += phase
+            ratios[name] = log_ratios(evaluation[name], held_out_reference[name])
+            what = f"round {size.number}, pairs in {name}"
+            check_numbers(ratios[name].finite, self.config.max_set_aside, what)
+        ranked = [table.ids[i] for i in choice.ranked]
+        flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
+        fresh, generation, more = self.bootstrapper.run(
+            size, table, reference, past, tuple(ratios.values())
+        )
+        composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs, flipped)
+        return Review(
+            size=size,
+            table=table,
+            choice=choice,
+            history=history,
+            composition=composition,
+            bootstrapped=fresh,
+            evaluation=evaluation,
+            held_out=ratios,
+            scoring=scoring + more,
+            generation=generation,
+        )
+
+    def score_offline(
+        self,
+        pairs: OfflinePairs,
+        description: str,
+        *,
+        under_reference: bool = False,
+        label: str = REFERENCE,
+    ) -> tuple[PairLogps, Phase]:
+        """Log-probs of both answers of every pair under the policy or the reference.
+
+        Args:
+            pairs: what is scored.
+            description: text of the progress bar.
+            under_reference: whether the reference scores, not the policy.
+            label: what the shards of the pass belong to.
+        """
+        start = time.perf_counter()
+        policies = self.policies
+        if under_reference:
+            origin, model = policies.reference_origin(label), policies.reference()
+        else:
+            origin, model = policies.policy_origin(label), policies.policy()
+        with model as forward:
+            done = self.scorer.logps(forward, OfflineAnswers(pairs), description, origin)
+        return pairs.pair_logps(done.logps), phase_of(start, done)
+
+    def _under_policy(
+        self, number: int, recorded: Recorded | None
+    ) -> tuple[PairLogps, np.ndarray, Phase]:
+        """Log-probs of D under the policy, and the rounds in which they were measured."""
+        if recorded is not None:
+            return recorded.policy, recorded.measured_in, Phase()
+        policy, phase = self.score_offline(
+            self.pairs, f"Round {number}: scoring offline pairs", label=round_label(number)
+        )
+        return policy, np.full(len(self.pairs), number - 1, dtype=np.int32), phase
+
+    def _select(
+        self, size: RoundSize, reference: PairLogps, past: Past, recorded: Recorded | None
+    ) -> tuple[ReviewTable, Choice, History, Phase]:
+        policy, measured_in, phase = self._under_policy(size.number, recorded)
+        ratios = log_ratios(policy, reference)
+        own = margins(
+            ratios,
+            self.pairs.chosen_tokens,
+            self.pairs.rejected_tokens,
+            self.config.selection.margin,
+        )
+        check_numbers(np.isfinite(own), self.config.max_set_aside, f"round {size.number}")
+        before = None
+        if past.table is not None:
+            before = past.table.margin[positions(past.table.ids, self.pairs.ids)]
+        mixed = set_aside(ensemble(own, before, self.config.ensemble))
+        earlier = past.history
+        history = History.of(
+            [*(earlier.margin if earlier else ()), own],
+            [*(earlier.ensembled if earlier else ()), mixed],
+        )
+        choice = choose(
+            self.pairs.ids,
+            history,
+            size.kept,
+            self.config.selection,
+            external=self.external,
+            loss_difference=self._loss_difference(policy, reference),
+            round_number=size.number,
+            seed=self.seed,
+        )
+        table = ReviewTable(
+            ids=self.pairs.ids,
+            policy=policy,
+            ratios=ratios,
+            margin=own,
+            ensembled=mixed,
+            kept=choice.kept,
+            score=choice.scores,
+            flipped=choice.flipped,
+            measured_in=measured_in,
+        )
+        return table, choice, history, phase
+
+    def _loss_difference(self, policy: PairLogps, reference: PairLogps) -> np.ndarray | None:
+        if self.auxiliary is None:
+            return None
+        return self.auxiliary.difference(policy, reference, self.pairs)
+
+
+def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
+    """The reviewer of a run, with all that scores, samples and judges for it.
+
+    Args:
+        trainer: the run's trainer, with its models, data and settings of sampling.
+        token_budget: most padded tokens of a scoring batch.
+
+    Raises:
+        RuleError: if the judge's function can't be imported.
+        JudgeError: if a reward model can't be used.
+    """
+    may_cut = not trainer.policies.sharded
+    scorer = Scorer(
+        accelerator=trainer.accelerator,
+        pad_token_id=trainer._tokenizer.pad_token_id,
+        max_length=trainer.args.max_length,
+        token_budget=token_budget,
+        after_shard=trainer.stop.check,
+        fitting=Fitting(may_cut),
+    )
+    bootstrapper = Bootstrapper(
+        config=trainer.sera,
+        pairs=trainer.pairs,
+        scorer=scorer,
+        sampler=sampler_of(trainer, Fitting(may_cut)),
+        policies=trainer.policies,
+        seed=trainer.args.seed,
+        beta=trainer.beta,
+        court=court_of(trainer),
+    )
+    return Reviewer(
+        config=trainer.sera,
+        pairs=trainer.pairs,
+        evaluation=trainer.held_out.pairs,
+        scorer=scorer,
+        policies=trainer.policies,
+        bootstrapper=bootstrapper,
+        seed=trainer.args.seed,
+        external=trainer.external,
+    )

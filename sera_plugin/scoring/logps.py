@@ -1,0 +1,137 @@
+"""Log-probs of answer tokens, found where a model turns hidden states into logits.
+
+For the time of a forward pass the head of a causal LM is given only the positions that predict a
+token of an answer, a few hundred at a time, and nothing but the tokens' log-probs leaves it. So
+prompts and padding are never turned into logits, and no batch has a tensor of all its logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sera_plugin.host.models import selective_log_softmax
+
+Forward = Callable[..., Any]
+
+POSITIONS = 512
+"""Positions that are turned into logits at a time: 256 MB for a vocabulary of 128,000 in fp32."""
+
+_MARK = 100.0
+"""Goes through what a model does behind its head; no log-prob is above 0."""
+
+
+@dataclass
+class Found:
+    """What the head found; ``logps`` is None if it was called in an unknown way."""
+
+    logps: list[torch.Tensor] | None = field(default_factory=list)
+
+    def untouched(self, logits: torch.Tensor) -> bool:
+        """Whether the model returned what its head gave it, so that the log-probs are right."""
+        return self.logps is not None and float(logits.reshape(-1)[-1]) == _MARK
+
+
+@contextmanager
+def watching(head: torch.nn.Module, wanted: torch.Tensor, tokens: torch.Tensor) -> Iterator[Found]:
+    """Let ``head`` find the log-probs of tokens in place of logits.
+
+    Args:
+        head: the module that maps hidden states to logits.
+        wanted: positions whose next token is asked for, bool, shape (rows, width).
+        tokens: those next tokens in the order of ``wanted``, shape (k,).
+    """
+    forward, own = head.forward, "forward" in vars(head)
+    found = Found()
+
+    def logps_only(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.shape[:2] != wanted.shape:
+            found.logps = None
+            return forward(hidden)
+        picked = hidden[wanted]
+        logps = [
+            selective_log_softmax(forward(part).float()[None], of_part[None])[0]
+            for part, of_part in zip(picked.split(POSITIONS), tokens.split(POSITIONS), strict=True)
+        ]
+        found.logps = logps
+        return torch.full((1, 1, 1), _MARK, dtype=hidden.dtype, device=hidden.device)
+
+    head.forward = logps_only
+    try:
+        yield found
+    finally:
+        if own:
+            head.forward = forward
+        else:
+            del head.forward
+
+
+def completion_logps(
+    forward: Forward, inputs: Mapping[str, torch.Tensor], is_answer: torch.Tensor
+) -> torch.Tensor:
+    """Σ log π over each row's answer tokens, float64 on the CPU, shape (rows,), nats.
+
+    One forward pass; a second one if the model does more behind its head than to return what the
+    head gives, which follows from the model alone and so is equal on every rank.
+
+    Args:
+        forward: a causal LM or a wrapper of one.
+        inputs: ``input_ids`` and ``attention_mask``, padded on the right, shape (rows, width).
+        is_answer: the answers' tokens, bool, shape (rows, width); never a row's first token.
+    """
+    wanted, following = is_answer[:, 1:], inputs["input_ids"][:, 1:]
+    row_of = wanted.nonzero()[:, 0].cpu()
+    sums = torch.zeros(len(is_answer), dtype=torch.float64)
+    head = _head(forward)
+    if head is not None:
+        before = torch.nn.functional.pad(wanted, (0, 1))
+        with watching(head, before, following[wanted]) as found:
+            logits = forward(**inputs, use_cache=False).logits
+        if found.untouched(logits):
+            return sums.index_add(0, row_of, torch.cat(found.logps or []).double().cpu())
+    logps = _from_logits(forward, inputs, wanted, following)
+    return sums.index_add(0, row_of, logps[wanted].double().cpu())
+
+
+def _from_logits(
+    forward: Forward,
+    inputs: Mapping[str, torch.Tensor],
+    wanted: torch.Tensor,
+    following: torch.Tensor,
+) -> torch.Tensor:
+    """Log-probs of all following tokens from the first wanted one on; zeros before it."""
+    positions = wanted.any(dim=0).nonzero()
+    first = int(positions[0]) if len(positions) else wanted.shape[1]
+    kept = wanted.shape[1] - first + 1
+    options = {"logits_to_keep": kept} if keeps_logits(forward) else {}
+    logits = forward(**inputs, use_cache=False, **options).logits
+    logps = selective_log_softmax(logits[:, logits.shape[1] - kept : -1], following[:, first:])
+    return torch.nn.functional.pad(logps, (first, 0))
+
+
+def causal_lm(forward: Forward) -> Any:
+    """The causal LM below wrappers such as DDP, DeepSpeed's engine and PEFT."""
+    module: Any = forward
+    while True:
+        inner = getattr(module, "module", None)
+        if inner is None and hasattr(module, "get_base_model"):
+            inner = module.get_base_model()
+        if inner is None or inner is module:
+            return module
+        module = inner
+
+
+def _head(forward: Forward) -> torch.nn.Module | None:
+    """The module that maps hidden states to logits, if the model names one."""
+    find = getattr(causal_lm(forward), "get_output_embeddings", None)
+    return find() if find is not None else None
+
+
+def keeps_logits(forward: Forward) -> bool:
+    """Whether the causal LM can compute the last positions' logits alone."""
+    return "logits_to_keep" in inspect.signature(type(causal_lm(forward)).forward).parameters

@@ -1,0 +1,282 @@
+"""The reference policy, and snapshots of earlier policies that can be scored again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from sera_plugin.host.models import disable_gradient_checkpointing, gathered_weights, use_adapter
+from sera_plugin.review.pairing import Source
+from sera_plugin.runtime.files import StoreError, explained, put_in_place, what_happened
+from sera_plugin.runtime.fingerprint import adapter_weights, content_of, fingerprint
+from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.objects import gathered
+from sera_plugin.runtime.placement import Placement, resting_place
+from sera_plugin.runtime.shards import Origin
+from sera_plugin.scoring.scorer import Forward, inference
+from sera_plugin.training.costs import choose_gather
+
+LOG = logger(__name__)
+
+_CHECKSUM = "sha256"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copy in host memory of a model's trainable weights: an adapter, or a whole model.
+
+    Attributes:
+        weights: parameter name to tensor on the CPU, in the parameter's own dtype.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def take(cls, model: torch.nn.Module) -> Snapshot:
+        """Copy the weights that training changes."""
+        return cls(
+            {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+
+    @contextmanager
+    def swapped_in(self, model: torch.nn.Module) -> Iterator[None]:
+        """The model with the snapshot's weights; its own are put back on leaving.
+
+        Raises:
+            KeyError: if the model has no parameter of a stored name.
+        """
+        parameters = dict(model.named_parameters())
+        current = {name: parameters[name].detach().to("cpu", copy=True) for name in self.weights}
+        try:
+            self._write(parameters, self.weights)
+            yield
+        finally:
+            self._write(parameters, current)
+
+    def put_back(self, model: torch.nn.Module) -> None:
+        """Give the model the snapshot's weights."""
+        self._write(dict(model.named_parameters()), self.weights)
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(
+        parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, torch.Tensor]
+    ) -> None:
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors with a checksum in its metadata, whole or not at all.
+
+        Raises:
+            StoreError: if the file can't be written.
+        """
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+        with explained(path):
+            try:
+                save_file(tensors, temporary, metadata={_CHECKSUM: self._checksum()})
+            except SafetensorError as error:  # what it makes of an OSError
+                raise OSError(str(error)) from error
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            put_in_place(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Snapshot:
+        """Read weights that ``save`` wrote.
+
+        Raises:
+            StoreError: if the file is missing or is not what was written.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = (file.metadata() or {}).get(_CHECKSUM)
+                snapshot = cls({name: file.get_tensor(name) for name in file.offset_keys()})
+            if snapshot._checksum() != stored:
+                raise ValueError("its content doesn't match its checksum")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StoreError(
+                f"can't resume: {path} {what_happened(error)}; restore it, or resume from an "
+                "earlier checkpoint, from which it is made anew."
+            ) from error
+        return snapshot
+
+    def _checksum(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name}\0{tensor.dtype}{tuple(tensor.shape)}\0".encode())
+            digest.update(content_of(tensor))
+        return digest.hexdigest()
+
+
+class Policies:
+    """The models of a run, each ready to score: policy, reference, earlier policies.
+
+    Args:
+        trainer: the host's trainer, after its models are prepared.
+        model: the wrapped policy that the training loop uses.
+    """
+
+    def __init__(self, trainer: Any, model: torch.nn.Module) -> None:
+        self._trainer = trainer
+        # DDP broadcasts buffers in a forward pass; without it a pass of one rank needs no other.
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.unwrapped = trainer.accelerator.unwrap_model(model)
+        self.reference_snapshot: Snapshot | None = None
+        self._known: dict[tuple[str, int], str] = {}
+        if trainer.ref_model is not None:
+            self._placement = self._placed(trainer.accelerator.unwrap_model(trainer.ref_model))
+
+    def _placed(self, reference: PreTrainedModel) -> Placement:
+        why_not = None
+        if self.sharded:
+            why_not = "every rank holds a share of the reference model and scores with all of them"
+        elif getattr(reference, "is_quantized", False):
+            why_not = "a quantized reference model can't be moved"
+        device = self._trainer.accelerator.device
+        rest = resting_place(self._trainer.sera.reference_device, device, why_not)
+        return Placement(reference, device, rest)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shares of the policy's weights and take every pass together."""
+        return self._zero3 or bool(self._trainer.is_fsdp_enabled)
+
+    @property
+    def _zero3(self) -> bool:
+        first = next(self.unwrapped.parameters())
+        return bool(self._trainer.is_deepspeed_enabled) and hasattr(first, "ds_id")
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        checkpointing = self._trainer.args.gradient_checkpointing_kwargs
+        with (
+            disable_gradient_checkpointing(self._trainer.model, checkpointing),
+            inference(self._model),
+        ):
+            yield
+
+    @contextmanager
+    def policy(self) -> Iterator[Forward]:
+        """πθ, the policy as it is now."""
+        with self._quiet():
+            yield self._model
+
+    @contextmanager
+    def earlier(self, snapshot: Snapshot) -> Iterator[Forward]:
+        """The policy that ``snapshot`` was taken of."""
+        with self._quiet(), snapshot.swapped_in(self.unwrapped):
+            yield self._model
+
+    @contextmanager
+    def reference(self) -> Iterator[Forward]:
+        """πref: a snapshot if one is set, else the host's reference model, else the policy
+        without its adapter."""
+        trainer = self._trainer
+        if self.reference_snapshot is not None:
+            with self.earlier(self.reference_snapshot) as forward:
+                yield forward
+        elif trainer.ref_model is not None:
+            with self._placement.at_work(), inference(trainer.ref_model):
+                yield trainer.ref_model
+        else:
+            with self._quiet(), use_adapter(self.unwrapped, adapter_name=self._reference_adapter):
+                yield self._model
+
+    @property
+    def _reference_adapter(self) -> str | None:
+        return "ref" if "ref" in self.unwrapped.peft_config else None
+
+    def policy_origin(self, label: str) -> Origin:
+        """Where a pass of the policy belongs. Every rank must call this and its like."""
+        return self._origin(label, self._at_this_step("policy", self._policy_identity))
+
+    def reference_origin(self, label: str) -> Origin:
+        """Where a pass of the reference belongs."""
+        if self.reference_snapshot is not None:
+            return self.earlier_origin(self.reference_snapshot, label)
+        return self._origin(label, self._at_this_step("reference", self._reference_identity))
+
+    def earlier_origin(self, snapshot: Snapshot, label: str) -> Origin:
+        """Where a pass of the policy that ``snapshot`` was taken of belongs."""
+        with self.earlier(snapshot):
+            return self._origin(label, self._policy_identity())
+
+    def _origin(self, label: str, model: str) -> Origin:
+        return Origin(self._trainer.store.work, label, model)
+
+    def _at_this_step(self, which: str, find: Callable[[], str]) -> str:
+        """Weights change with optimizer steps alone, and hashing all of them takes seconds."""
+        key = (which, self._trainer.state.global_step)
+        if key not in self._known:
+            self._known = {k: v for k, v in self._known.items() if k[1] == key[1]}
+            self._known[key] = find()
+        return self._known[key]
+
+    def _policy_identity(self) -> str:
+        return fingerprint(self.unwrapped)
+
+    def _reference_identity(self) -> str:
+        if self._trainer.ref_model is not None:
+            return fingerprint(self._trainer.accelerator.unwrap_model(self._trainer.ref_model))
+        return fingerprint(
+            self.unwrapped, adapter_weights(self.unwrapped, kept=self._reference_adapter)
+        )
+
+    @contextmanager
+    def generating(self, writer: Source = Source.POLICY) -> Iterator[tuple[PreTrainedModel, bool]]:
+        """πθ or πref ready for ``generate``, and whether ranks must take every decoding step
+        together."""
+        trainer, wrapped, scoring = self._trainer, self._model, self.policy()
+        if writer is Source.REFERENCE:
+            scoring = self.reference()
+            if self.reference_snapshot is None and trainer.ref_model is not None:
+                wrapped = trainer.ref_model
+        bare = trainer.accelerator.unwrap_model(wrapped)
+        zero3 = trainer.is_deepspeed_enabled and hasattr(next(bare.parameters()), "ds_id")
+        gather = zero3 and self._gather(bare)
+        with scoring, gathered_weights(wrapped) if gather else nullcontext():
+            yield bare, (zero3 and not gather) or trainer.is_fsdp_enabled
+
+    def origin(self, writer: Source, label: str) -> Origin:
+        """Where a pass of πθ or πref belongs."""
+        if writer is Source.REFERENCE:
+            return self.reference_origin(label)
+        return self.policy_origin(label)
+
+    def _gather(self, model: torch.nn.Module) -> bool:
+        """Decide, equally on every rank, whether sampling gathers all weights."""
+        parameters: Iterator[Any] = model.parameters()
+        weights = sum(p.ds_numel * p.element_size() for p in parameters)
+        free = min(gathered([_free_bytes(self._trainer.accelerator.device)]))
+        gather, why = choose_gather(self._trainer.sera.bootstrap.gather, weights, free)
+        LOG.info("Sampling %s all weights on every rank (%s).", _DOES[gather], why)
+        return gather
+
+
+_DOES = {True: "gathers", False: "does not gather"}
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        # What PyTorch has reserved and not given out is free to it, though not to the driver.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return int(psutil.virtual_memory().available)

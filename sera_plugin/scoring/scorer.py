@@ -1,0 +1,297 @@
+"""Log-probs of completions under a model. Collectives: those of ``dealing``.
+
+Batches are formed over the whole job, by length, and dealt to the ranks, so a batch holds the
+same rows whatever the number of ranks; a rank without a batch repeats one and drops the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+
+from sera_plugin.host.models import selective_log_softmax
+from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.shards import Origin, Shards
+from sera_plugin.scoring.logps import Forward, completion_logps, keeps_logits
+
+Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+"""Token ids of a prompt and of an answer."""
+
+SHORTEST = 0.92
+"""A row has at least this share of the longest row's tokens in its batch, so that less than a
+twelfth of a batch is padding, and about half of that on average."""
+
+SHARD_BATCHES = 32
+"""Batches per rank in a shard: seconds of work, beside which writing it takes no time."""
+
+
+class Completions(Protocol):
+    """Prompts with their answers, fetched batch by batch.
+
+    Attributes:
+        lengths: tokens of prompt and answer together, int64, shape (n,).
+    """
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def fetch(self, numbers: Sequence[int]) -> Sequence[Tokens]:
+        """Token ids of the prompts and of the answers of these numbers."""
+
+    def digest(self) -> str:
+        """Hash of all token ids in their order."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Completions held in memory, as (prompt_ids, completion_ids)."""
+
+    rows: Sequence[Tokens]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(prompt) + len(answer) for prompt, answer in self.rows], dtype=np.int64)
+
+    def fetch(self, numbers: Sequence[int]) -> list[Tokens]:
+        return [self.rows[number] for number in numbers]
+
+    def digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.rows:
+            for part in row:
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(np.asarray(part, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+
+class LogpCodec:
+    """Log-probs of batches as a table with a row per completion."""
+
+    def __init__(self, batches: Sequence[np.ndarray]) -> None:
+        self._batches = batches
+
+    def encode(self, found: Mapping[int, np.ndarray]) -> pa.Table:
+        return pa.table(
+            {
+                "batch": np.repeat(list(found), [len(values) for values in found.values()]),
+                "completion": np.concatenate([self._batches[number] for number in found]),
+                "logp": np.concatenate(list(found.values())),
+            }
+        )
+
+    def decode(self, table: pa.Table) -> dict[int, np.ndarray]:
+        numbers, logps = table["batch"].to_numpy(), table["logp"].to_numpy()
+        return {int(number): logps[numbers == number] for number in np.unique(numbers)}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one scoring pass did."""
+
+    logps: np.ndarray
+    tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds and tokens of one phase of a review."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    def __add__(self, other: Phase) -> Phase:
+        return Phase(
+            self.seconds + other.seconds,
+            self.tokens + other.tokens,
+            self.padded_tokens + other.padded_tokens,
+        )
+
+
+def phase_of(start: float, done: Pass) -> Phase:
+    """The phase of one pass that began at ``start`` on the performance counter."""
+    return Phase(time.perf_counter() - start, done.tokens, done.padded_tokens)
+
+
+def plan_batches(lengths: np.ndarray, token_budget: int, shortest: float = 0.0) -> list[np.ndarray]:
+    """Cut rows, longest first, into batches of at most ``token_budget`` padded tokens.
+
+    A row longer than the budget gets a batch of its own. Ties in length keep their order, so the
+    batches depend on the lengths alone.
+
+    Args:
+        lengths: tokens of each row, shape (n,).
+        token_budget: most padded tokens of a batch.
+        shortest: least length of a row as a share of its batch's longest; bounds the padding.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    batches, start = [], 0
+    while start < len(order):
+        longest = int(ordered[start])
+        rows = max(1, int(token_budget // max(1, longest)))
+        enough = int(np.searchsorted(-ordered, -shortest * longest, side="right"))
+        end = min(start + rows, max(enough, start + 1))
+        batches.append(order[start:end])
+        start = end
+    return batches
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode is put back on leaving."""
+    training = {module: module.training for module in model.modules()}
+    with torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
+@contextmanager
+def inference(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode and the RNG are put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), evaluating(model):
+        yield
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores completions in batches dealt to all ranks.
+
+    Attributes:
+        accelerator: the trainer's accelerator.
+        pad_token_id: fills rows on the right; masked.
+        max_length: rows are cut to this many tokens from the start, as the host's collator does.
+        token_budget: most padded tokens of a batch.
+        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
+        fitting: cuts batches that don't fit the memory.
+    """
+
+    accelerator: Accelerator
+    pad_token_id: int
+    max_length: int | None
+    token_budget: int
+    after_shard: Callable[[], None] | None = None
+    fitting: Fitting = field(default_factory=Fitting)
+
+    def logps(
+        self,
+        forward: Forward,
+        completions: Completions,
+        description: str,
+        origin: Origin | None = None,
+    ) -> Pass:
+        """Σ log π(y|x) over the tokens of each answer, float64, shape (n,), nats, on every rank.
+
+        Every rank must call this with the same completions.
+
+        Args:
+            forward: the model to call; gradients and training mode are the caller's matter.
+            completions: what is scored.
+            description: text of the progress bar.
+            origin: if given, finished shards are stored there and reused.
+
+        Raises:
+            OSError: if a shard can't be written.
+        """
+        lengths = completions.lengths
+        if self.max_length is not None:
+            lengths = np.minimum(lengths, self.max_length)
+        batches = plan_batches(lengths, self.token_budget, SHORTEST)
+        found = deal(
+            self.accelerator,
+            len(batches),
+            lambda number: self._logps_of(forward, completions.fetch(batches[number].tolist())),
+            group=SHARD_BATCHES,
+            description=description,
+            codec=LogpCodec(batches),
+            shards=self._shards(origin, completions, lengths),
+            stored=origin is not None,
+            after_shard=self.after_shard,
+            tokens=lambda number, _: int(lengths[batches[number]].sum()),
+        )
+        logps = np.full(len(lengths), np.nan)
+        for number, values in found.items():
+            logps[batches[number]] = values
+        padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+        return Pass(logps, int(lengths.sum()), padded)
+
+    def _logps_of(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
+        def size(part: Sequence[Tokens]) -> int:
+            return len(part) * max(len(prompt) + len(answer) for prompt, answer in part)
+
+        found = self.fitting.run(rows, size, lambda part: self._batch(forward, part))
+        return np.array(found, dtype=np.float64)
+
+    def _shards(
+        self, origin: Origin | None, completions: Completions, lengths: np.ndarray
+    ) -> Shards | None:
+        if origin is None or not self.accelerator.is_main_process:
+            return None
+        determined_by = {
+            "pass": "logps",
+            "completions": completions.digest(),
+            "lengths": hashlib.blake2b(lengths.tobytes(), digest_size=16).hexdigest(),
+            "max_length": self.max_length,
+            "pad_token_id": self.pad_token_id,
+            "token_budget": self.token_budget,
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+        return Shards.of(origin, determined_by)
+
+    def _batch(self, forward: Forward, rows: Sequence[Tokens]) -> list[float]:
+        ids = [np.concatenate(row).astype(np.int64)[: self.max_length] for row in rows]
+        input_ids = np.full((len(rows), max(map(len, ids))), self.pad_token_id)
+        is_token, is_answer = np.zeros((2, *input_ids.shape), dtype=bool)
+        for row, (tokens, (prompt, _)) in enumerate(zip(ids, rows, strict=True)):
+            input_ids[row, : len(tokens)] = tokens
+            is_token[row, : len(tokens)] = True
+            is_answer[row, len(prompt) : len(tokens)] = True
+        device = self.accelerator.device
+        inputs = {
+            "input_ids": torch.from_numpy(input_ids).to(device),
+            "attention_mask": torch.from_numpy(is_token).long().to(device),
+        }
+        answers = torch.from_numpy(is_answer).to(device)
+        return completion_logps(forward, inputs, answers).tolist()
+
+
+def answer_logps(
+    forward: Forward,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    is_answer: torch.Tensor,
+    first: int,
+) -> torch.Tensor:
+    """Σ log π(y|x) over the tokens of each answer, float64, shape (rows,), nats.
+
+    Args:
+        forward: the model to call; gradients and training mode are the caller's matter.
+        input_ids: prompts with their answers, padded on the right, int64, shape (rows, width).
+        attention_mask: 1 at tokens, 0 at padding; the same shape.
+        is_answer: nonzero at the tokens of the answers; the same shape.
+        first: a position from 1 on before which no row has an answer's token.
+    """
+    kept = input_ids.shape[1] - first + 1
+    options = {"logits_to_keep": kept} if keeps_logits(forward) else {}
+    logits = forward(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+    ).logits
+    logits = logits[:, logits.shape[1] - kept : -1]
+    logps = selective_log_softmax(logits, input_ids[:, first:]).double()
+    return logps.masked_fill(is_answer[:, first:] == 0, 0.0).sum(dim=1)

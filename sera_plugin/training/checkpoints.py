@@ -1,0 +1,119 @@
+"""What the host will resume from, looked at before a model is loaded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.data.store import RunStore
+from sera_plugin.host.checks import zero_stage
+from sera_plugin.runtime.logs import logger
+from sera_plugin.training.changes import batch_settings, compare
+
+LOG = logger(__name__)
+
+STATE = "trainer_state.json"
+"""The host writes it last, so a checkpoint without a readable one is unfinished."""
+
+
+def prepare_resuming(cfg: Any, config: SeraConfig) -> None:
+    """Set unfinished checkpoints aside, and check the one that the host will resume from.
+
+    What needs the dataset or the models is compared again when the run opens.
+
+    Args:
+        cfg: the host's validated config.
+        config: the ``sera:`` block.
+
+    Raises:
+        SeraConfigError: one sentence, if the run can't go on from there as it was started.
+    """
+    named = cfg.resume_from_checkpoint
+    if named and Path(str(named)).is_dir() and not is_finished(Path(str(named))):
+        raise SeraConfigError(
+            f"resume_from_checkpoint: {named} is unfinished, it has no readable {STATE}; name an "
+            "earlier one or use auto_resume_from_checkpoints: true."
+        )
+    if cfg.auto_resume_from_checkpoints and not named and not cfg.local_rank:
+        for path in set_unfinished_aside(Path(cfg.output_dir)):
+            LOG.warning("An unfinished checkpoint was moved to %s.", path)
+    checkpoint = Path(str(named)) if named else _last(cfg)
+    if checkpoint is None or not checkpoint.is_dir():
+        return
+    if not any(checkpoint.glob("rng_state*")):
+        raise SeraConfigError(
+            f"resume: {checkpoint} holds a model alone, as save_only_model: true makes it, so the "
+            "run can't go on from it; name a whole checkpoint or start anew in another output_dir."
+        )
+    _check_changes(cfg, config)
+
+
+def _last(cfg: Any) -> Path | None:
+    if not cfg.auto_resume_from_checkpoints:
+        return None
+    found = [path for path in _checkpoints(Path(cfg.output_dir)) if is_finished(path)]
+    return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def _check_changes(cfg: Any, config: SeraConfig) -> None:
+    stored = RunStore(cfg.output_dir).read_run()
+    if stored is None:
+        return
+    ranks = int(cfg.world_size or 1)
+    known = {
+        "sera": config.model_dump(),
+        "base_model": str(cfg.base_model),
+        "sequence_len": cfg.sequence_len,
+        "seed": cfg.seed,
+        **batch_settings(
+            int(cfg.micro_batch_size or 1), int(cfg.gradient_accumulation_steps or 1), ranks
+        ),
+    }
+    changes = compare(stored, known)
+    if changes.unsafe:
+        raise SeraConfigError(changes.unsafe[0])
+    if zero_stage(cfg.deepspeed) and stored.get("ranks") != ranks:
+        raise SeraConfigError(
+            f"resume: the number of processes was {stored.get('ranks')} and is {ranks}; "
+            "DeepSpeed's checkpoints are cut for that number, so resume with as many."
+        )
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(output_dir.glob("checkpoint-*"))
+        if path.name.split("-")[-1].isdigit()
+    ]
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the host completed this checkpoint."""
+    try:
+        return "global_step" in json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def set_unfinished_aside(output_dir: Path) -> list[Path]:
+    """Rename unfinished checkpoints, so that the host does not resume from one.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for checkpoint in _checkpoints(output_dir):
+        if is_finished(checkpoint):
+            continue
+        names = (output_dir / f"unfinished-{checkpoint.name}{n}" for n in _suffixes())
+        aside = next(path for path in names if not path.exists())
+        checkpoint.rename(aside)
+        moved.append(aside)
+    return moved
+
+
+def _suffixes() -> itertools.chain[str]:
+    return itertools.chain([""], (f"-{n}" for n in itertools.count(2)))

@@ -1,0 +1,82 @@
+"""Objects sent between three real processes, in pieces."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ENVIRONMENT
+
+from sera_plugin.runtime import objects
+
+RANKS = 3
+ROOT = str(Path(objects.__file__).parents[1])
+AT_ONCE = 300
+WORK = f"""
+from accelerate import PartialState
+from torch.distributed import distributed_c10d
+from sera_plugin.runtime import objects
+
+state = PartialState(cpu=True)
+assert state.num_processes == {RANKS}
+sent = []
+for name in ("all_gather", "broadcast"):
+    def noting(*args, own=getattr(distributed_c10d, name), **named):
+        tensors = args[0] if isinstance(args[0], list) else [args[0]]
+        sent.append(sum(tensor.nbytes for tensor in tensors))
+        return own(*args, **named)
+    setattr(distributed_c10d, name, noting)
+objects.AT_ONCE = {AT_ONCE}
+
+rank = state.process_index
+mine = [[], [(rank, "a" * 5000)], [(rank, None), (rank, [1.5])]][rank]
+assert objects.gathered(mine) == [(1, "a" * 5000), (2, None), (2, [1.5])]
+assert objects.gathered([]) == []
+assert objects.gathered([rank]) == [0, 1, 2]
+found = objects.shared(lambda: {{"from": rank, "much": list(range(3000))}})
+assert found == {{"from": 0, "much": list(range(3000))}}
+assert objects.shared(lambda: None) is None
+# Beside the pieces themselves there is the frame that each is pickled in.
+assert {AT_ONCE} // 2 < max(sent) < {AT_ONCE} + 200, sent
+assert len(sent) > 50
+state.wait_for_everyone()
+state.destroy_process_group()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_three_ranks_exchange_objects_in_pieces() -> None:
+    env = ENVIRONMENT | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(RANKS),
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": ROOT,
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(outputs)[-4000:]
+
+
+def test_one_process_sends_nothing() -> None:
+    found = [object()]
+    assert objects.gathered(found) is found
+    assert objects.shared(lambda: found) is found

@@ -1,0 +1,211 @@
+"""A run planned before it starts: the numbers, and the command on a config without a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import assets
+import pytest
+import slow_reference as slow
+import yaml
+from axolotl.utils.dict import DictDefault
+from click.testing import CliRunner
+from conftest import TRAIN_PAIRS, MakeConfig, RunCli
+from peft import LoraConfig, get_peft_model
+from runs_on_disk import write_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sera_plugin.commands.cli import sera
+from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble
+from sera_plugin.commands.plan_inputs import learning_rates, model_size, warmup_steps
+from sera_plugin.commands.terminal import show_plan
+from sera_plugin.config import SeraConfig, parse_block
+from sera_plugin.data.reader import RunError, RunFiles
+from sera_plugin.data.schedule import Batching, plan
+from sera_plugin.training.costs import ModelSize
+
+LENGTHS = Lengths(pairs=100, prompt=10.0, answer=20.0, total=6000, evaluation=600)
+
+
+def planned(
+    speed: Speed | None = None,
+    *,
+    max_steps: int | None = None,
+    refined: int = 0,
+    **block: object,
+) -> RunPlan:
+    config = parse_block({"bootstrap": {"max_new_tokens": 50}, **block})
+    assert isinstance(config, SeraConfig)
+    schedule = plan(
+        100,
+        num_rounds=3,
+        warmup_rounds=1,
+        keep=config.selection.planned,
+        fraction=config.bootstrap.fraction,
+        batching=Batching(per_device=5, accumulation=1, ranks=2),
+        max_steps=max_steps,
+    )
+    return assemble(
+        schedule,
+        replace(LENGTHS, refined=refined),
+        config,
+        ModelSize(parameters=1000, trainable=1000),
+        token_budget=400,
+        processes=2,
+        stage=3,
+        speed=speed or Speed(),
+        rates=[float(n) for n in range(schedule.max_steps)],
+    )
+
+
+def test_rounds_and_tokens() -> None:
+    found = planned()
+    first, second, third = found.rounds
+    assert (found.updates, found.opening_tokens) == (30, 6600)
+    assert (first.scored, first.sampled, first.prompts, first.trained) == (0, 0, 0, 6000)
+    assert (second.size.kept, second.size.bootstrapped, second.prompts) == (70, 30, 60)
+    # 60 prompts, 4 candidates: 240 answers of 20 tokens, at most 50, each scored by two models.
+    assert second.sampled == 4800
+    assert second.most_sampled == 12000
+    assert second.scored == 6000 + 600 + 2 * 240 * 30
+    assert second.forwards == 27  # 21,000 tokens, 400 in a batch, two ranks
+    assert (second.rates, third.rates) == ((10.0, 19.0), (20.0, 29.0))
+    assert found.seconds is None
+
+
+def test_time_needs_every_speed_that_matters() -> None:
+    full = planned(Speed(1000.0, 100.0, 500.0))
+    second = full.rounds[1]
+    assert second.seconds == pytest.approx(21.0 + 48.0 + 12.0)
+    assert full.seconds == pytest.approx(6.6 + 12.0 + 2 * 81.0)
+    assert planned(Speed(1000.0, None, 500.0)).seconds is None
+    without = planned(Speed(1000.0, None, 500.0), bootstrap={"fraction": 0})
+    assert without.seconds == pytest.approx(6.6 + 12 + 2 * (6.6 + 0.7 * 12))
+
+
+@pytest.mark.parametrize("source", ["round", "on_the_fly"])
+def test_refinement_scores_every_pair_of_a_round_once(source: str) -> None:
+    speed = Speed(1000.0, 100.0, 500.0)
+    plain, refined = planned(speed), planned(speed, refine={"source": source}, refined=9000)
+    assert [entry.refined for entry in plain.rounds] == [0, 0, 0]
+    assert [entry.refined for entry in refined.rounds] == [9000, 9000, 9000]
+    fewer = planned(speed, refine={}, refined=9000, selection={"keep": 0.5})
+    assert [entry.refined for entry in fewer.rounds] == [9000, 7200, 7200]
+    for one, other in zip(plain.rounds, refined.rounds, strict=True):
+        assert other.scored == one.scored
+        assert other.seconds == pytest.approx(one.seconds + 9.0)
+    # A pass per micro-batch is no scoring batch; 9,000 and 30,000 tokens, 400 in one, two ranks.
+    forwards = [entry.forwards for entry in refined.rounds[:2]]
+    assert forwards == ([12, 38] if source == "round" else [0, 27])
+
+
+def test_max_steps_cuts_the_plan() -> None:
+    found = planned(max_steps=15)
+    assert [entry.updates for entry in found.rounds] == [10, 5]
+    assert found.rounds[-1].rates == (10.0, 14.0)
+
+
+def test_memory_of_every_stage() -> None:
+    found = planned()
+    assert found.memory[0].training == 1000 * (2 + 2 + 12 + 2)
+    assert found.memory[3].training == 1000 * (2 + 2 + 12 + 2) / 2
+    assert found.memory[3].gathered_for_sampling == 2000
+
+
+def test_speed_of_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out")
+    with pytest.raises(RunError, match="no round of it has been timed yet"):
+        Speed.measured(RunFiles.open(run))
+    for number, value in ((2, 100.0), (3, 300.0)):
+        path = run / f"sera/round-0{number}/summary.json"
+        summary = json.loads(path.read_text()) | {"tokens_per_second_scoring": value}
+        path.write_text(json.dumps(summary))
+    assert Speed.measured(RunFiles.open(run)) == Speed(200.0, None, None)
+
+
+def test_rates_are_those_of_the_schedule() -> None:
+    cfg = DictDefault({"lr_scheduler": "linear", "learning_rate": 1.0, "warmup_steps": 2})
+    rates = learning_rates(cfg, 6)
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+    assert learning_rates(DictDefault({**cfg, "lr_scheduler": "rex"}), 6) is None
+    assert learning_rates(DictDefault({**cfg, "cosine_min_lr_ratio": 0.1}), 6) is None
+    assert warmup_steps(DictDefault({"warmup_ratio": 0.1}), 100) == 10
+    assert warmup_steps(DictDefault({"warmup_ratio": 0.01}), 100) == 2
+    assert warmup_steps(DictDefault({}), 10_000) == 100
+
+
+def test_model_size_without_weights(llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    keys = {"base_model": str(llama), "planned_dtype_bytes": 2, "optimizer": "adamw_torch"}
+    whole = model_size(DictDefault(keys), deepspeed=True)
+    assert whole.parameters == whole.trainable == model.num_parameters()
+    assert (whole.weight_bytes, whole.optimizer_bytes, whole.separate_reference) == (2, 12, True)
+    adapter = {"adapter": "lora", "lora_r": 4, "lora_target_linear": True}
+    lora = model_size(DictDefault(keys | adapter), deepspeed=False)
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped = get_peft_model(model, settings)
+    assert lora.trainable == wrapped.get_nb_trainable_parameters()[0]
+    assert not lora.separate_reference
+
+
+def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show_plan(planned(Speed(1000.0, 100.0, 500.0)))
+    said = capsys.readouterr().out
+    assert "100 pairs" in said
+    assert "ZeRO-3 (this config)" in said
+    assert "Estimated time: 3 min." in said
+    show_plan(planned())
+    said = capsys.readouterr().out
+    assert "No time is estimated: give --measured" in said
+    assert "Δ" not in said
+    show_plan(planned(refine={}, refined=9000))
+    said = capsys.readouterr().out
+    assert "For Δ, tokens scored with the quality prompt, by round: 9,000, 9,000, 9,000." in said
+
+
+def refused(path: Path, *more: str) -> str:
+    result = CliRunner().invoke(sera, ["plan", str(path), *more])
+    assert result.exit_code == 1
+    return result.output.strip().splitlines()[-1].removeprefix("Error: ")
+
+
+def test_bad_input_is_one_sentence(config: MakeConfig, tmp_path: Path) -> None:
+    assert "can't be read" in refused(tmp_path / "none.yml")
+    assert "has no sera: block" in refused(config(drop=("sera",)))
+    assert "would train plain DPO" in refused(config(drop=("plugins",)))
+    assert "did you mean ensemble?" in refused(config(sera={"ensembel": 1}))
+    assert "does not exist" in refused(config(), "--measured", str(tmp_path / "none"))
+
+
+@pytest.mark.cli
+def test_plan_of_a_config_for_eight_gpus_with_bf16(
+    config: MakeConfig, run_cli: RunCli, llama: Path
+) -> None:
+    """bf16 and DeepSpeed, which this machine can't run, are planned all the same."""
+    sera = {"refine": {"prompt": "be kind"}}
+    path = config(bf16=True, micro_batch_size=1, gradient_accumulation_steps=1, sera=sera)
+    keys = yaml.safe_load(path.read_text())
+    keys["deepspeed"] = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+    path.write_text(yaml.safe_dump(keys))
+    said = run_cli("sera", "plan", path, "--gpus", "8", "--json")
+    found = json.loads(said[said.index("\n{\n") :])
+    assert found["processes"] == 8
+    assert found["lengths"]["pairs"] == TRAIN_PAIRS
+    assert [entry["updates"] for entry in found["rounds"]] == [8, 8, 8]
+    assert found["stage"] == 3
+    assert found["model"]["weight_bytes"] == 2
+    assert not Path(keys["output_dir"], "sera").exists()
+    words = AutoTokenizer.from_pretrained(llama)
+    tokens = slow.tokens_behind(words, "be kind", assets.pairs(TRAIN_PAIRS))
+    assert [entry["refined"] for entry in found["rounds"]] == 3 * [tokens]
+
+
+@pytest.mark.cli
+def test_what_would_be_refused(config: MakeConfig, run_cli: RunCli) -> None:
+    path = config(micro_batch_size=32, gradient_accumulation_steps=2)
+    said = run_cli("sera", "plan", path, "--gpus", "8", expect_failure=True)
+    assert "Error: datasets: 64 pairs are fewer than one batch of 512" in said
+    assert "Traceback" not in said

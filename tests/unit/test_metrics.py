@@ -1,0 +1,215 @@
+"""Numbers of a review, worked out by hand, and the table that shows them."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.data.rounds import Composition
+from sera_plugin.data.schedule import RoundSize
+from sera_plugin.data.tables import ReviewTable
+from sera_plugin.review.bootstrap import Bootstrapped
+from sera_plugin.review.guard import Decision, Estimate, Signals
+from sera_plugin.review.metrics import (
+    accuracy,
+    first_spread,
+    guard_text,
+    review_metrics,
+    table_text,
+)
+from sera_plugin.review.pairing import Candidate, FreshPair, Pool, Shortfall, Source
+from sera_plugin.review.review import Review
+from sera_plugin.review.samples import SampleStats
+from sera_plugin.review.selection import Choice, History
+from sera_plugin.scoring.scorer import Phase
+
+IDS = ("a", "b", "c", "d")
+
+
+def logps(chosen, rejected, ids=IDS):
+    return PairLogps(ids, np.array(chosen, dtype=float), np.array(rejected, dtype=float))
+
+
+def table_of(kept):
+    return ReviewTable(
+        IDS,
+        logps([0] * 4, [0] * 4),
+        # Right, right, wrong, equal: 2 of 4.
+        logps([3, 1, 0, 2], [1, 0, 4, 2]),
+        np.array([2.0, 1.0, -4.0, 0.0]),
+        np.array([1.5, 0.5, -2.5, -0.5]),
+        np.array(kept),
+        np.array([1.5, 0.5, -2.5, -0.5]),
+        np.array([False, False, True, False]),
+        np.array([2, 2, 0, 1], dtype=np.int32),
+    )
+
+
+PAIRS = OfflinePairs(
+    Dataset.from_dict({}),
+    IDS,
+    {example_id: row for row, example_id in enumerate(IDS)},
+    np.array([5, 5, 5, 5]),
+    np.array([10, 20, 30, 40]),
+    np.array([1, 2, 3, 4]),
+)
+LONG = Candidate((1, 2, 3, 4), Source.POLICY, True, 2.0, -5.0, -7.0)
+CUT = Candidate((5, 6), Source.POLICY, False, -1.0, -4.0, -3.0)
+OFFLINE = Candidate((7,), Source.CHOSEN, True, 1.0, -2.0, -3.0)
+STATS = SampleStats(answers=6, unique=0.5, finished=0.75, kl=1.25, set_aside=2)
+POOLS = (Pool("a", (LONG, CUT, OFFLINE)), Pool("b", (OFFLINE, CUT)))
+
+
+QUIET = Estimate(0.25, 0.1, 20)
+DECISION = Decision(
+    0.5, "so it is", Signals(QUIET, QUIET, QUIET, QUIET, QUIET, Estimate(np.nan, np.nan, 0))
+)
+
+
+def review_of(fresh=True, held_out=None):
+    pairs = (
+        FreshPair("a", LONG, CUT, 0.5, POOLS[0]),
+        FreshPair("b", OFFLINE, CUT, 0.3, POOLS[1]),
+    )
+    found = (
+        Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, STATS, DECISION, 1)
+        if fresh
+        else Bootstrapped((), (), 0.0, {}, 0, None)
+    )
+    table = table_of([True, True, False, False])
+    return Review(
+        size=RoundSize(3, 2, 4 if fresh else 0, True),
+        table=table,
+        choice=Choice(table.score, np.array([0, 1, 3]), table.kept, table.flipped, 3),
+        history=History.of([table.margin], [table.ensembled]),
+        composition=Composition(("a", "b"), ("d", "c"), found.pairs, frozenset("c")),
+        bootstrapped=found,
+        evaluation={},
+        held_out=held_out or {},
+        scoring=Phase(4.0, 1000, 1200),
+        generation=Phase(2.0, 300, 300),
+    )
+
+
+def test_every_number_by_hand():
+    found = review_metrics(
+        review_of(held_out={"eval": logps([1, 2, np.nan], [0, 3, -9], ("x", "y", "z"))}),
+        PAIRS,
+        table_of([True, False, True, False]),
+    )
+    assert found == pytest.approx(
+        {
+            "round": 3,
+            "margin_mean": -0.25,
+            # Deviations 2.25, 1.25, −3.75, 0.25: squares sum to 20.75, over 4.
+            "set_aside": 0.0,
+            # Measured in rounds 2, 2, 0 and 1; the review composes round 3.
+            "aged_margins": 2.0,
+            "margin_std": 5.1875**0.5,
+            # Sorted −4, 0, 1, 2; quantile q lies at 3q between them.
+            "margin_q05": -3.4,
+            "margin_q25": -1.0,
+            "margin_q50": 0.5,
+            "margin_q75": 1.25,
+            "margin_q95": 1.85,
+            "threshold": 0.5,
+            "accuracy_train": 0.5,
+            "accuracy_eval": 0.5,
+            "set_aside_eval": 1.0,
+            "set_aside_answers": 2.0,
+            "kept": 2,
+            "eligible": 3,
+            "flipped": 1,
+            "kept_overlap": 0.5,
+            "bootstrapped": 2,
+            "shortfall": 2,
+            "length_penalty": 0.01,
+            "prompts_without_room": 2,
+            "short_duplicates": 3,
+            "chosen_tokens_offline": 15,
+            "rejected_tokens_offline": 1.5,
+            "chosen_tokens_bootstrapped": 2.5,
+            "rejected_tokens_bootstrapped": 2,
+            "fresh_chosen_share": 0.5,
+            "bootstrapped_margin_mean": 0.4,
+            "unique_answer_ratio": 0.5,
+            "finished_answer_ratio": 0.75,
+            "kl_policy_samples": 1.25,
+            "guard_share": 0.5,
+            "guard_left_out": 1,
+            "guard_drift": 0.25,
+            "guard_spread": 0.25,
+            "guard_spread_ratio": 0.25,
+            "guard_length_correlation": 0.25,
+            "guard_agreement": 0.25,
+            "seconds_scoring": 4,
+            "tokens_per_second_scoring": 250,
+            "seconds_generation": 2,
+            "tokens_per_second_generation": 150,
+        }
+    )
+
+
+def test_what_was_not_done_is_left_out():
+    found = review_metrics(review_of(fresh=False), PAIRS, None)
+    for name in found:
+        assert not name.startswith(
+            ("accuracy_eval", "kl_", "unique", "finished", "short_", "guard")
+        )
+    assert not {"kept_overlap", "seconds_generation", "chosen_tokens_bootstrapped"} & set(found)
+    assert all(type(value) is float and np.isfinite(value) for value in found.values())
+
+
+def test_what_the_guard_decided_is_said_and_its_first_spread_found_again():
+    assert guard_text(review_of()) == {
+        "guard": "at most 2 of 4 planned bootstrapped pairs may enter: so it is."
+    }
+    assert guard_text(review_of(fresh=False)) == {}
+    rounds = [{"round": 1.0}, {"guard_share": 1.0}, {"guard_spread": 2.5}, {"guard_spread": 7.0}]
+    assert first_spread(rounds) == 2.5
+    assert first_spread(rounds[:2]) is None
+
+
+def test_accuracy_by_hand():
+    assert accuracy(logps([3, 1, 0, 2], [1, 0, 4, 2])) == 0.5
+    assert np.isnan(accuracy(logps([], [], ())))
+    # A pair without numbers is neither right nor wrong.
+    assert accuracy(logps([3, np.nan, np.inf, 0], [1, 0, 4, 1])) == 0.5
+    assert np.isnan(accuracy(logps([np.nan] * 4, [0] * 4)))
+
+
+def test_the_table_shows_every_round_on_a_line_of_its_own():
+    first = {"round": 1.0, "kept": 61135.0, "seconds_training": 3600.04}
+    second = review_metrics(review_of(), PAIRS, table_of([True, False, True, False]))
+    text = table_text([first, second])
+    lines = [line for line in text.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert cells == [
+        ["1", "61135", *["-"] * 10, "3600.0"],
+        ["3", "2", "2", "2", "50%", "-0.250", "0.500", "50.0%", "50.0%", "1.25", "4.0", "2.0", "-"],
+    ]
+    assert "\x1b" not in text
+    assert text.splitlines()[0].strip() == "SeRA rounds"
+
+
+def test_the_table_of_a_long_run_is_not_cut():
+    widest = {
+        "round": 99.0,
+        "kept": 1234567.0,
+        "bootstrapped": 1234567.0,
+        "shortfall": 1234567.0,
+        "guard_share": 1.0,
+        "margin_mean": -1234.567,
+        "threshold": -1234.567,
+        "accuracy_train": 1.0,
+        "kept_overlap": 1.0,
+        "kl_policy_samples": -1234.56,
+        "seconds_scoring": 12345.6,
+        "seconds_generation": 12345.6,
+        "seconds_training": 12345.6,
+    }
+    text = table_text([widest])
+    assert "…" not in text
+    for shown in ("1234567", "-1234.567", "100.0%", "-1234.56", "12345.6", "threshold"):
+        assert shown in text

@@ -1,0 +1,106 @@
+"""The top K, by hand and as properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sera_plugin.review.numbers import (
+    BadNumbersError,
+    check_numbers,
+    overlap,
+    rank,
+    select_top,
+    set_aside,
+)
+
+# Few different values, so that ties are common.
+tables = st.dictionaries(
+    st.text("abc012", min_size=1, max_size=4),
+    st.sampled_from([-1.5, -0.0, 0.0, 2.0, 7.25]),
+    max_size=15,
+).map(lambda table: (list(table), np.array(list(table.values()), dtype=np.float64)))
+
+
+def test_rank_by_hand():
+    ids = ["d", "a", "c", "b", "e"]
+    assert rank(ids, np.array([0.5, 2.0, 0.5, -1.0, 2.0])).tolist() == [1, 4, 2, 0, 3]
+
+
+def test_select_top_by_hand():
+    mask = select_top(["d", "a", "c", "b", "e"], np.array([0.5, 2.0, 0.5, -1.0, 2.0]), 3)
+    # 2.0 and 2.0, and of the two with 0.5 the one whose id is smaller.
+    assert mask.tolist() == [False, True, True, False, True]
+    assert mask.dtype == np.bool_
+
+
+@given(tables, st.data())
+def test_the_top_is_of_the_right_size_and_no_one_outside_is_better(table, data):
+    ids, margins = table
+    count = data.draw(st.integers(0, len(ids)))
+    mask = select_top(ids, margins, count)
+    assert mask.sum() == count
+    inside = [(-m, i) for m, i, kept in zip(margins, ids, mask, strict=True) if kept]
+    outside = [(-m, i) for m, i, kept in zip(margins, ids, mask, strict=True) if not kept]
+    assert not inside or not outside or max(inside) < min(outside)
+
+
+@given(tables, st.data(), st.randoms())
+def test_the_top_does_not_depend_on_the_order(table, data, draw):
+    ids, margins = table
+    count = data.draw(st.integers(0, len(ids)))
+    order = draw.sample(range(len(ids)), len(ids))
+    mask = select_top(ids, margins, count)
+    again = select_top([ids[i] for i in order], margins[np.array(order, dtype=int)], count)
+    assert {ids[i] for i in np.flatnonzero(mask)} == {ids[order[i]] for i in np.flatnonzero(again)}
+
+
+@given(tables, st.data())
+def test_a_smaller_top_is_part_of_a_larger_one(table, data):
+    ids, margins = table
+    large = data.draw(st.integers(0, len(ids)))
+    small = data.draw(st.integers(0, large))
+    assert not (select_top(ids, margins, small) & ~select_top(ids, margins, large)).any()
+
+
+@given(tables, st.floats(0.5, 4), st.floats(-10, 10))
+def test_scaling_and_shifting_margins_changes_nothing(table, scale, shift):
+    ids, margins = table
+    np.testing.assert_array_equal(rank(ids, scale * margins + shift), rank(ids, margins))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_margin_that_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match=r"the margin of example b is .*, not a finite number"):
+        rank(["a", "b"], np.array([0.0, bad]))
+
+
+def test_numbers_that_are_not_finite_are_set_aside_behind_all_others():
+    margins = set_aside(np.array([np.nan, -9.0, np.inf, 3.0, -np.inf]))
+    np.testing.assert_array_equal(margins, [-np.inf, -9.0, -np.inf, 3.0, -np.inf])
+    assert list(rank(["e", "d", "c", "b", "a"], margins)) == [3, 1, 4, 2, 0]
+
+
+def test_too_many_bad_numbers_stop_the_run():
+    margins = np.array([1.0, np.nan, 2.0, np.inf])
+    assert check_numbers(np.isfinite(margins), 0.5, "round 2") == 2
+    with pytest.raises(
+        BadNumbersError,
+        match=r"^round 2: 2 of 4 pairs .* sera\.max_set_aside: 0\.49 allows; .*precision\.$",
+    ):
+        check_numbers(np.isfinite(margins), 0.49, "round 2")
+
+
+@pytest.mark.parametrize("count", [-1, 3])
+def test_an_impossible_count_is_refused(count):
+    with pytest.raises(ValueError, match=f"{count} pairs can't be kept of 2"):
+        select_top(["a", "b"], np.zeros(2), count)
+
+
+def test_overlap_by_hand():
+    kept = np.array([True, True, True, True, False])
+    previous = np.array([True, False, True, True, True])
+    assert overlap(kept, previous) == 0.75
+    assert overlap(kept, kept) == 1.0
+    assert overlap(kept, ~kept) == 0.0
+    assert overlap(np.zeros(5, dtype=bool), previous) == 0.0
