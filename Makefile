@@ -49,6 +49,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(RUN) python -m pytest -n 2 --dist loadscope -m "not crash" --cov=sera_plugin --cov-report=term
 
 test-crash: $(VENV)/.installed-dev

@@ -24,10 +24,11 @@ from tests.assets import small_llama
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope
 from sera_plugin.data.ids import permutation
-from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins
+from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, select_top
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
-from sera_plugin.review.numbers import select_top
-from sera_plugin.sampling.sampler import Prompt, Sampler, Sampling
+from sera_plugin.sampling.sampler import Prompt, Sampler
+from sera_plugin.sampling.settings import Sampling
+from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.scoring.scorer import Scorer, inference
 
 VOCABULARY = 64
@@ -132,7 +133,7 @@ def _generation(model: Any, count: int) -> float:
         pad_token_id=0,
         token_budget=2_048,
     )
-    sampler = Sampler(Accelerator(cpu=True), settings)
+    sampler = Sampler(Accelerator(cpu=True), settings, TransformersEngine())
     with inference(model):
         start = time.perf_counter()
         sampler.rollouts(model, prompts, 7, 2, synced=False)

@@ -10,16 +10,12 @@ from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 
-from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
-from sera_plugin.host.checks import (
-    TRAINER,
-    check_dataset,
-    check_host_config,
-    check_tokenizer,
-    plan_of,
-)
+from sera_plugin.config import SeraConfig, parse_block
+from sera_plugin.host.checks import TRAINER, plan_of
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
 from sera_plugin.runtime.logs import logger
+from sera_plugin.training.checks import check_config, check_data
 
 LOG = logger(__name__)
 
@@ -74,7 +70,7 @@ class SeRAPlugin(BasePlugin):
                 LOG.warning("sera: null means off; write sera: true for all defaults.")
             return
         _import(*DEPENDENCIES)
-        check_host_config(cfg, config)
+        check_config(cfg, config)
         _check_output(cfg.get("output_dir"))
         if cfg.get("save_only_model"):
             LOG.warning(
@@ -94,14 +90,12 @@ class SeRAPlugin(BasePlugin):
         config = _block_of(cfg)
         if config is None or preprocess:
             return None
-        from sera_plugin.host.loading import check_refinement, load_preference_data
+        from sera_plugin.host.loading import load_preference_data
         from sera_plugin.training.checkpoints import prepare_resuming
 
         prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
-        check_dataset(cfg, config, meta.train_dataset)
-        check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
-        check_refinement(cfg, config, meta.train_dataset, tokenizer)
+        check_data(cfg, config, meta.train_dataset, tokenizer)
         # Axolotl derives warm-up and logging steps from this number.
         steps = plan_of(cfg, config, len(meta.train_dataset)).max_steps
         return replace(meta, total_num_steps=steps)

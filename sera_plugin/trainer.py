@@ -14,9 +14,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import set_seed
 
 from sera_plugin.config import parse_block
-from sera_plugin.data.evaluation import HeldOut
-from sera_plugin.data.external import margins_for
-from sera_plugin.data.pairs import OfflinePairs, with_reference_columns
+from sera_plugin.data.margins import check_numbers, margins_for
+from sera_plugin.data.pairs import HeldOut, OfflinePairs, with_reference_columns
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.data.schedule import Batching, Schedule, plan
 from sera_plugin.data.store import RunStore
@@ -32,21 +31,21 @@ from sera_plugin.review.metrics import (
     table_text,
     warn_of_set_aside,
 )
-from sera_plugin.review.numbers import check_numbers
 from sera_plugin.review.review import Review, reviewer_of
 from sera_plugin.review.selection import History
-from sera_plugin.runtime.finite import FiniteWeights
+from sera_plugin.runtime.errors import AskedToStop
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.objects import shared
+from sera_plugin.runtime.ranks import shared
+from sera_plugin.runtime.weights import FiniteWeights
 from sera_plugin.sampling.settings import sampling_settings
-from sera_plugin.scoring.policies import Policies, Snapshot
-from sera_plugin.training.estimate import estimate_text
-from sera_plugin.training.publish import candidate_rows, fresh_lines
+from sera_plugin.scoring.policies import Policies
+from sera_plugin.scoring.snapshot import Snapshot
+from sera_plugin.training.checkpoints import EXIT_CODE, StopOnSignal
+from sera_plugin.training.costs import estimate_text
+from sera_plugin.training.publish import candidate_rows, fresh_lines, log_samples
 from sera_plugin.training.recording_trainer import RecordingTrainer
 from sera_plugin.training.refiner import Refiner, refiner_of
 from sera_plugin.training.resume import complete_summaries, last_review, start_or_check
-from sera_plugin.training.showcase import log_samples
-from sera_plugin.training.stopping import EXIT_CODE, AskedToStop, StopOnSignal
 
 LOG = logger(__name__)
 
@@ -103,7 +102,15 @@ class SeRATrainer(RecordingTrainer):
         self.policies = Policies(self, model)
         self.held_out = HeldOut(self.eval_dataset, self.args.max_length, self.sera.max_set_aside)
         budget = 2 * self.args.per_device_train_batch_size * (self.args.max_length or 1024)
-        self.sampling = sampling_settings(self, budget)
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None) or ()
+        self.sampling = sampling_settings(
+            self.sera.bootstrap,
+            self._tokenizer,
+            self.pairs,
+            (own,) if isinstance(own, int) else tuple(own),
+            self.args.max_length,
+            budget,
+        )
         self.reviewer = reviewer_of(self, budget)
         self.refiner = refiner_of(self, self.reviewer.scorer)
         self.resumed_within = epochs_done + 1 if updates_done else None

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sera_plugin.commands.audit_policy import AuditModels, Trained, find_policy
 from sera_plugin.commands.audit_table import Cut, cuts, ranked, write_kept, write_results
 from sera_plugin.commands.plan import read_yaml
-from sera_plugin.config import SeraConfigError
 from sera_plugin.data.margins import log_ratios, margins, positions
-from sera_plugin.data.reader import RunError
-from sera_plugin.host.audit_models import AuditModels, Trained, find_policy
+from sera_plugin.runtime.errors import RunError, SeraConfigError
 
 
 @dataclass(frozen=True)

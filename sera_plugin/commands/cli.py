@@ -22,8 +22,7 @@ def _one_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
-        from sera_plugin.config import SeraConfigError
-        from sera_plugin.data.reader import RunError
+        from sera_plugin.runtime.errors import RunError, SeraConfigError
 
         try:
             command(*args, **options)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sera_plugin.data.reader import RunError, RunFiles, StoredRound, read_json_lines
-from sera_plugin.runtime.files import first_line
+from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
+from sera_plugin.runtime.errors import RunError, first_line
 
 OFFLINE, FRESH = "offline", "bootstrapped"
 FILES = {"axolotl": "train.jsonl", "trl": "train.parquet"}

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
-from sera_plugin.data.reader import RunError, RunFiles
+from sera_plugin.config import SeraConfig, parse_block
+from sera_plugin.data.reader import RunFiles
 from sera_plugin.data.schedule import RoundSize, Schedule, share_of
+from sera_plugin.runtime.errors import RunError, SeraConfigError
+from sera_plugin.sampling.settings import GENERATION_BATCHES
 from sera_plugin.training.costs import (
-    GENERATION_BATCHES,
     Memory,
     ModelSize,
     forwards_per_rank,

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble, read_block
-from sera_plugin.config import SeraConfig, SeraConfigError
-from sera_plugin.host.checks import check_dataset, check_tokenizer, plan_of, zero_stage
-from sera_plugin.runtime.files import first_line
+from sera_plugin.config import SeraConfig
+from sera_plugin.host.checks import plan_of, zero_stage
+from sera_plugin.runtime.errors import SeraConfigError, first_line
+from sera_plugin.training.checks import check_data
 from sera_plugin.training.costs import ModelSize
 
 if TYPE_CHECKING:
@@ -37,12 +38,10 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
     """
     raw, config = read_block(path)
     cfg = _validated(path, raw, processes)
-    from sera_plugin.host.loading import check_refinement, load_preference_data
+    from sera_plugin.host.loading import load_preference_data
 
     meta, tokenizer = load_preference_data(cfg)
-    check_dataset(cfg, config, meta.train_dataset)
-    check_tokenizer(cfg, config, meta.train_dataset, tokenizer)
-    check_refinement(cfg, config, meta.train_dataset, tokenizer)
+    check_data(cfg, config, meta.train_dataset, tokenizer)
     lengths = _lengths(cfg, config, meta, tokenizer)
     schedule = plan_of(cfg, config, lengths.pairs)
     stage = 3 if cfg.fsdp or cfg.fsdp_config else zero_stage(cfg.deepspeed)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sera_plugin.commands.audit_table import cut_table
 from sera_plugin.commands.report.visible import visible
-from sera_plugin.training.costs import GIB
+from sera_plugin.runtime.memory import GIB
 
 if TYPE_CHECKING:
     from sera_plugin.commands.audit import Audit

@@ -9,7 +9,7 @@ YAML into it.
 from sera_plugin.config.block import SeraArgs, SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.config.guard import GuardConfig
-from sera_plugin.config.parsing import SeraConfigError, parse_block
+from sera_plugin.config.parsing import parse_block
 from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import ExternalConfig, SelectionConfig
 
@@ -21,6 +21,5 @@ __all__ = [
     "SelectionConfig",
     "SeraArgs",
     "SeraConfig",
-    "SeraConfigError",
     "parse_block",
 ]

@@ -9,10 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sera_plugin.config.block import SeraConfig
-
-
-class SeraConfigError(ValueError):
-    """A config or dataset that SeRA can't work with; the message is one sentence."""
+from sera_plugin.runtime.errors import SeraConfigError
 
 
 def parse_block(raw: Any) -> SeraConfig | None:

@@ -1,11 +1,16 @@
-"""Log-probs of pairs, implicit reward margins and their ensemble. Pure functions on numpy."""
+"""Log-probs of pairs, margins, their ensemble and their order. Pure functions on numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
+
+from sera_plugin.config import ExternalConfig, SelectionConfig
+from sera_plugin.runtime.errors import BadNumbersError
 
 
 def positions(ids: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
@@ -100,3 +105,105 @@ def ensemble(current: np.ndarray, previous: np.ndarray | None, weight: float) ->
         return current.copy()
     mixed = (1.0 - weight) * current + weight * previous
     return np.where(np.isfinite(previous), mixed, current)
+
+
+def missing_columns(settings: ExternalConfig, names: list[str]) -> list[tuple[str, str]]:
+    """Keys of ``sera.selection.external`` and the columns they name that are not there."""
+    wanted = {"margin": settings.margin} if settings.margin else _scores(settings)
+    return [(key, column) for key, column in wanted.items() if column not in names]
+
+
+def margins_for(dataset: Dataset, selection: SelectionConfig) -> np.ndarray | None:
+    """``external_margins`` where the rule of selection reads them, else None."""
+    if selection.rule != "external":
+        return None
+    return external_margins(dataset, selection.external)
+
+
+def external_margins(dataset: Dataset, settings: ExternalConfig) -> np.ndarray:
+    """Score of chosen minus score of rejected for every row, float64, shape (n,), NaN where none.
+
+    Args:
+        dataset: the pairs with their original columns.
+        settings: which columns hold the scores.
+    """
+    if settings.margin:
+        return _numbers(dataset, settings.margin)
+    chosen, rejected = (_numbers(dataset, column) for column in _scores(settings).values())
+    return chosen - rejected
+
+
+def _scores(settings: ExternalConfig) -> dict[str, str]:
+    return {"chosen": settings.chosen, "rejected": settings.rejected}
+
+
+def _numbers(dataset: Dataset, column: str) -> np.ndarray:
+    values = dataset.select_columns([column])[column]
+    return np.array([_number(value) for value in values], dtype=np.float64)
+
+
+def _number(value: Any) -> float:
+    if value is None or isinstance(value, bool):
+        return float("nan")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+    return number if np.isfinite(number) else float("nan")
+
+
+def set_aside(margins: np.ndarray) -> np.ndarray:
+    """``margins`` with those that are not finite numbers moved behind all others, to −inf."""
+    return np.where(np.isfinite(margins), margins, -np.inf)
+
+
+def check_numbers(finite: np.ndarray, limit: float, what: str, unit: str = "pairs") -> int:
+    """Count what has log-probs that are not finite numbers.
+
+    Args:
+        finite: mask of what has finite ones, bool, shape (n,).
+        limit: the largest share without them that a run goes on with.
+        what: what was scored, for the message.
+        unit: what is counted, for the message.
+
+    Raises:
+        BadNumbersError: if there are more.
+    """
+    bad = int((~finite).sum())
+    if bad > limit * len(finite):
+        raise BadNumbersError(
+            f"{what}: {bad} of {len(finite)} {unit} have log-probs that are not finite numbers, "
+            f"more than sera.max_set_aside: {limit} allows; the last checkpoint is untouched, look "
+            "at the learning rate and the precision."
+        )
+    return bad
+
+
+def rank(ids: Sequence[str], margins: np.ndarray) -> np.ndarray:
+    """Positions by falling margin, ties by rising example id, int64, shape (n,).
+
+    Raises:
+        ValueError: if a margin is NaN or +inf; −inf stands for pairs that were set aside.
+    """
+    if not (margins < np.inf).all():
+        bad = int(np.flatnonzero(~(margins < np.inf))[0])
+        raise ValueError(f"the margin of example {ids[bad]} is {margins[bad]}, not a finite number")
+    return np.lexsort((np.asarray(ids, dtype=np.str_), -margins))
+
+
+def select_top(ids: Sequence[str], margins: np.ndarray, count: int) -> np.ndarray:
+    """Mask of the ``count`` pairs with the largest margins (SeRA's top K), bool, shape (n,).
+
+    Raises:
+        ValueError: if ``count`` is not in [0, n].
+    """
+    if not 0 <= count <= len(ids):
+        raise ValueError(f"{count} pairs can't be kept of {len(ids)}")
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[rank(ids, margins)[:count]] = True
+    return mask
+
+
+def overlap(kept: np.ndarray, previous: np.ndarray) -> float:
+    """Share of the kept pairs that the previous review kept as well; both masks, shape (n,)."""
+    return float((kept & previous).sum() / max(1, kept.sum()))

@@ -15,11 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sera_plugin.runtime.files import SEAL, first_line
-
-
-class RunError(ValueError):
-    """A folder that can't be read as a run; the message is one sentence."""
+from sera_plugin.runtime.errors import RunError, first_line
+from sera_plugin.runtime.files import SEAL
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from sera_plugin.data.candidates import FreshPair
 from sera_plugin.data.ids import permutation
 from sera_plugin.data.margins import PairLogps
-from sera_plugin.review.pairing import FreshPair
 
 ROW_KEY = "sera_id"
 """Column of a round's dataset that names its rows."""

@@ -23,27 +23,24 @@ from sera_plugin.data.tables import (
     read_record,
     round_files,
 )
+from sera_plugin.runtime.errors import StoreError, what_happened
 from sera_plugin.runtime.files import (
-    StoreError,
+    MANIFEST,
+    add_file,
     checksum,
     explained,
+    manifest_of,
     put_in_place,
+    read_checked,
+    read_intact,
+    read_sums,
     sealed,
     sync_folder,
     unseal,
-    what_happened,
     write_synced,
     write_whole,
 )
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.manifest import (
-    MANIFEST,
-    add_file,
-    manifest_of,
-    read_checked,
-    read_intact,
-    read_sums,
-)
 from sera_plugin.runtime.shards import round_label
 
 LOG = logger(__name__)

@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 from datasets import Dataset, IterableDataset
 
-from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.config import SeraConfig
 from sera_plugin.data.schedule import Batching, Schedule, plan
-from sera_plugin.sampling.vllm_checks import check_vllm
-from sera_plugin.training.checks import check_methods, check_scores, in_yaml, rl_of
+from sera_plugin.runtime.errors import SeraConfigError
 
 TRAINER = "sera_plugin.trainer.SeRATrainer"
 
@@ -84,9 +83,6 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
         )
     _check_rounds(cfg, config)
     _check_sharding(cfg, config)
-    _check_engine(cfg, config)
-    check_vllm(cfg, config)
-    check_methods(cfg, config)
 
 
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
@@ -132,32 +128,20 @@ def _check_sharding(cfg: Any, config: SeraConfig) -> None:
         "sera.reference: previous": config.reference == "previous",
         "sera.bootstrap.ensemble: true": config.bootstrap.ensemble,
     }
-    sharded = _sharded(cfg)
+    how = sharded(cfg)
     for key, wanted in keeps_policy.items():
-        if wanted and sharded:
+        if wanted and how:
             raise SeraConfigError(
-                f"{key} can't be used under {sharded}, where no process holds the weights that "
+                f"{key} can't be used under {how}, where no process holds the weights that "
                 "must be kept; allowed are ZeRO-1, ZeRO-2 and DDP."
             )
 
 
-def _sharded(cfg: Any) -> str | None:
+def sharded(cfg: Any) -> str | None:
     """How weights are spread over the processes, or None if each has them whole."""
     if cfg.get("fsdp") or cfg.get("fsdp_config"):
         return "FSDP"
     return "DeepSpeed ZeRO-3" if zero_stage(cfg.get("deepspeed")) == 3 else None
-
-
-def _check_engine(cfg: Any, config: SeraConfig) -> None:
-    engine = config.bootstrap.engine
-    if config.bootstrap.fraction == 0 or engine != "transformers_paged":
-        return
-    sharded = _sharded(cfg)
-    if sharded:
-        raise SeraConfigError(
-            f"sera.bootstrap.engine: {engine} can't be used under {sharded}, where no process "
-            "holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
-        )
 
 
 def zero_stage(deepspeed: Any) -> int:
@@ -223,7 +207,6 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
             f"datasets: {pairs} pairs are fewer than one batch of {batch} (micro_batch_size × "
             "gradient_accumulation_steps × processes); use a smaller batch or more pairs."
         )
-    check_scores(config, dataset.column_names)
     keep = max(config.selection.planned)
     if keep > pairs:
         raise SeraConfigError(
@@ -265,3 +248,16 @@ def check_tokenizer(cfg: Any, config: SeraConfig, dataset: Dataset, tokenizer: A
         f"sequence_len: {cfg.sequence_len} leaves no room for an answer, the shortest prompt has "
         f"{shortest} tokens; use a larger sequence_len or sera.bootstrap.fraction: 0."
     )
+
+
+def rl_of(cfg: Any) -> Any:
+    """The host's ``rl:`` value as a word."""
+    return getattr(cfg.get("rl"), "value", cfg.get("rl"))
+
+
+def in_yaml(value: Any) -> str:
+    """``value`` as a user would write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    plain = value if isinstance(value, str) else repr(value)
+    return plain if len(plain) <= 80 else plain[:77] + "..."

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from sera_plugin.config import SeraConfig, SeraConfigError
-from sera_plugin.training.quality_prompt import QualityWriter, check_prompts
+from sera_plugin.runtime.errors import SeraConfigError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -63,19 +62,6 @@ def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         if kind in ("chatml", "llama3"):
             found.append(get_chat_template(kind))
     return list(dict.fromkeys(found))
-
-
-def check_refinement(
-    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check that the quality prompt has a place in every prompt, and room beside one answer.
-
-    Raises:
-        SeraConfigError: one sentence.
-    """
-    if config.refinement is not None:
-        writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
-        check_prompts(writer, dataset, cfg.sequence_len)
 
 
 def _sentence(cfg: Any, error: Exception) -> str | None:

@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from sera_plugin.host.vllm_server import Server, push_all, wait_for
-from sera_plugin.host.vllm_settings import Reply, VllmError, VllmSettings
-from sera_plugin.runtime.together import in_short, together
+from sera_plugin.host.vllm_settings import Reply, VllmSettings
+from sera_plugin.runtime.errors import VllmError, in_short
+from sera_plugin.runtime.ranks import together
 
 
 class Colocated:

@@ -9,8 +9,8 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from sera_plugin.host.vllm_settings import Reply, VllmError, VllmSettings
-from sera_plugin.runtime.together import in_short
+from sera_plugin.host.vllm_settings import Reply, VllmSettings
+from sera_plugin.runtime.errors import VllmError, in_short
 
 LONGEST_PAUSE = 30.0
 """Seconds between two tries, at most; the first pause is a second, each next one twice as long."""

@@ -14,10 +14,6 @@ Reply = dict[str, Any]
 ``logprob_token_ids``."""
 
 
-class VllmError(RuntimeError):
-    """vLLM can't be used, or broke its contract; the message is one sentence."""
-
-
 @dataclass(frozen=True)
 class VllmSettings:
     """How a run talks to vLLM.

@@ -9,33 +9,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Prompt, Source
 from sera_plugin.data.ids import permutation
-from sera_plugin.data.margins import PairLogps, ensemble
+from sera_plugin.data.margins import PairLogps, check_numbers, ensemble
 from sera_plugin.data.pairs import OfflinePairs
-from sera_plugin.data.rollouts import Prompt
 from sera_plugin.data.schedule import RoundSize, share_of
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.guard import Decision, decide, measure
 from sera_plugin.review.judging import Court
-from sera_plugin.review.numbers import check_numbers
 from sera_plugin.review.pairing import (
-    Candidate,
-    FreshPair,
-    Pool,
+    Rollouts,
+    SampleStats,
     Shortfall,
-    Source,
+    Written,
     balanced_penalty,
     bootstrap,
+    by_answer,
     distinct,
+    for_the_guard,
     keep_top,
 )
-from sera_plugin.review.samples import Rollouts, SampleStats, Written, by_answer, for_the_guard
 from sera_plugin.review.selection import History
 from sera_plugin.runtime.shards import round_label
-from sera_plugin.sampling.engines import writing
 from sera_plugin.sampling.sampler import Sampler
-from sera_plugin.scoring.policies import Policies, Snapshot
+from sera_plugin.sampling.settings import Serving
+from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Answers, Phase, Scorer, phase_of
+from sera_plugin.scoring.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,10 @@ class Bootstrapper:
         for settings in self.sampler.settings.shared_out(self.config.bootstrap.sampler):
             origin = self.policies.origin(settings.writer, label)
             sampler = replace(self.sampler, settings=settings)
-            with writing(sampler, self.policies, self.scorer, self.pairs) as (model, synced):
+            serving = Serving(
+                self.policies, self.scorer, self.pairs, settings.writer, settings.sequence_len
+            )
+            with sampler.engine.serving(serving) as (model, synced):
                 written[settings.writer] = sampler.rollouts(
                     model, prompts, self.seed, round_number, synced=synced, origin=origin
                 )

@@ -18,11 +18,11 @@ import pyarrow as pa
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from sera_plugin.data.rollouts import Prompt
-from sera_plugin.review.pairing import Candidate, Pool, Verdict
+from sera_plugin.data.candidates import Candidate, Pool, Prompt, Verdict
 from sera_plugin.review.rules import load_function
-from sera_plugin.runtime.objects import gathered
+from sera_plugin.runtime.errors import JudgeError
 from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.scoring.scorer import Answers
 
@@ -33,10 +33,6 @@ BATCH = 16
 
 SHARD_BATCHES = 4
 """Batches per rank in a shard: a judge may be slow or paid for, so few."""
-
-
-class JudgeError(RuntimeError):
-    """The judge can't be used, or broke its contract; the message is one sentence."""
 
 
 @dataclass(frozen=True)

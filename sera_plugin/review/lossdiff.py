@@ -23,9 +23,9 @@ from sera_plugin.data.ids import dataset_hash, permutation
 from sera_plugin.data.margins import PairLogps, log_ratios, margins
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.objects import shared
+from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.shards import REFERENCE, Origin, Shards
-from sera_plugin.scoring.policies import Snapshot
+from sera_plugin.scoring.snapshot import Snapshot
 
 LOG = logger(__name__)
 

@@ -10,10 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.margins import PairLogps, overlap
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import ReviewTable
-from sera_plugin.review.numbers import overlap
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.scoring.scorer import Phase

@@ -1,29 +1,19 @@
-"""Bootstrapping: candidates of a prompt become a new pair. Pure functions.
+"""Candidates of a prompt become a new pair, and what sampled answers show. Pure functions.
 
 The reward that ranks candidates is r(x,y) = β·[log πθ(y|x) − log πref(y|x)] − α·|y|.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-
-class Source(StrEnum):
-    """Where a candidate comes from."""
-
-    POLICY = "policy"
-    REFERENCE = "reference"
-    CHOSEN = "offline_chosen"
-    REJECTED = "offline_rejected"
-
-    @property
-    def sampled(self) -> bool:
-        """Whether it was sampled, from the policy or the reference, for this round."""
-        return self in (Source.POLICY, Source.REFERENCE)
+from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Rollout, Source
+from sera_plugin.review.guard import SampledAnswers
 
 
 class Shortfall(StrEnum):
@@ -35,68 +25,6 @@ class Shortfall(StrEnum):
     NOT_NEW = "not_new"
     DISAGREE = "disagree"
     UNJUDGED = "unjudged"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of an answer.
-
-    Attributes:
-        score: the larger the better; None where it has no opinion.
-        replaces: whether the score ranks in place of the implicit reward, or must agree with it.
-    """
-
-    score: float | None
-    replaces: bool
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer that competes.
-
-    Attributes:
-        token_ids: the answer's tokens, with its ending if it is finished.
-        source: sampled from the policy or the reference, or one of the two offline answers.
-        finished: False if sampling was cut before a stop token.
-        log_ratio: log πθ(y|x) − log πref(y|x), nats.
-        policy_logp: log πθ(y|x), nats.
-        reference_logp: log πref(y|x), nats.
-        verdict: what the user's own judge says; None without a judge.
-    """
-
-    token_ids: tuple[int, ...]
-    source: Source
-    finished: bool
-    log_ratio: float
-    policy_logp: float
-    reference_logp: float
-    verdict: Verdict | None = None
-
-    def reward(self, beta: float, penalty: float) -> float:
-        """r − α·|y|, where r is β·log πθ/πref, or the judge's score if that replaces it."""
-        own = beta * self.log_ratio
-        if self.verdict is not None and self.verdict.replaces and self.verdict.score is not None:
-            own = self.verdict.score
-        return own - penalty * len(self.token_ids)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All candidates of one example's prompt."""
-
-    example_id: str
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class FreshPair:
-    """A bootstrapped pair: best against worst of a pool; ``margin`` is its reward difference."""
-
-    example_id: str
-    chosen: Candidate
-    rejected: Candidate
-    margin: float
-    pool: Pool
 
 
 def distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -203,3 +131,100 @@ def _length_gap(pools: Sequence[Pool], beta: float, penalty: float) -> float:
         for best, worst in (_extremes(pool, beta, penalty) for pool in pools)
     ]
     return float(np.mean(gaps)) if gaps else 0.0
+
+
+Rollouts = Mapping[str, tuple[Rollout, ...]]
+"""Answers by example id."""
+
+Written = Mapping[Source, Rollouts]
+"""Answers by who wrote them, the policy or the reference."""
+
+
+def by_answer(written: Written, example_id: str) -> dict[Rollout, Source]:
+    """The different answers to a prompt; what both writers sampled counts as the policy's."""
+    found: dict[Rollout, Source] = {}
+    for writer in sorted(written, key=lambda writer: writer is not Source.POLICY):
+        for answer in written[writer][example_id]:
+            found.setdefault(answer, writer)
+    return found
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """All sampled answers, repeats and empty ones included.
+
+    Attributes:
+        answers: how many were sampled.
+        unique: share that is left when each prompt's repeats are dropped.
+        finished: share that ended by a stop token.
+        kl: mean log πθ/πref over the policy's answers with at least one token, nats; None if the
+            policy wrote none.
+        set_aside: different answers whose log-probs are not finite; they don't compete.
+    """
+
+    answers: int
+    unique: float
+    finished: float
+    kl: float | None
+    set_aside: int = 0
+
+    @classmethod
+    def of(
+        cls, written: Written, fresh: Mapping[str, Sequence[Candidate]], set_aside: int = 0
+    ) -> SampleStats | None:
+        """Statistics, or None if nothing was sampled; ``fresh`` holds the scored answers."""
+        answers = [
+            (i, rollout)
+            for rollouts in written.values()
+            for i, sampled in rollouts.items()
+            for rollout in sampled
+        ]
+        if not answers:
+            return None
+        ratio = {
+            (i, c.token_ids, c.finished): c.policy_logp - c.reference_logp
+            for i, candidates in fresh.items()
+            for c in candidates
+        }
+        own = [
+            (i, r.token_ids, r.finished)
+            for i, sampled in written.get(Source.POLICY, {}).items()
+            for r in sampled
+        ]
+        ratios = [ratio[key] for key in own if key in ratio]
+        return cls(
+            answers=len(answers),
+            unique=len(set(answers)) / len(answers),
+            finished=float(np.mean([r.finished for _, r in answers])),
+            kl=(float(np.mean(ratios)) if ratios else 0.0) if own else None,
+            set_aside=set_aside,
+        )
+
+
+def for_the_guard(
+    written: Written,
+    fresh: Mapping[str, Sequence[Candidate]],
+    beta: float,
+    penalty: float,
+) -> list[SampledAnswers]:
+    """What the guard measures: the policy's answers to each prompt, and how often it wrote each.
+
+    Args:
+        written: all sampled answers.
+        fresh: the scored ones, each once.
+        beta: β of the loss.
+        penalty: α of the ranking reward.
+    """
+    found = []
+    for example_id, answers in written.get(Source.POLICY, {}).items():
+        times = Counter((answer.token_ids, answer.finished) for answer in answers)
+        own = [c for c in fresh[example_id] if (c.token_ids, c.finished) in times]
+        found.append(
+            SampledAnswers(
+                rewards=np.array([c.reward(beta, penalty) for c in own], dtype=float),
+                log_ratios=np.array([c.policy_logp - c.reference_logp for c in own], dtype=float),
+                tokens=np.array([len(c.token_ids) for c in own], dtype=np.int64),
+                times=np.array([times[c.token_ids, c.finished] for c in own], dtype=np.int64),
+            )
+        )
+    return found

@@ -10,19 +10,29 @@ from typing import Any
 import numpy as np
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, positions
+from sera_plugin.data.margins import (
+    PairLogps,
+    check_numbers,
+    ensemble,
+    log_ratios,
+    margins,
+    positions,
+    set_aside,
+)
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.data.rounds import Composition, compose
 from sera_plugin.data.schedule import RoundSize
 from sera_plugin.data.tables import ReviewTable
+from sera_plugin.host.models import plugin_config
 from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
 from sera_plugin.review.judges import court_of
 from sera_plugin.review.lossdiff import Auxiliary
-from sera_plugin.review.numbers import check_numbers, set_aside
 from sera_plugin.review.selection import Choice, History, choose
-from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.shards import REFERENCE, round_label
-from sera_plugin.sampling.settings import sampler_of
+from sera_plugin.sampling.engines import engine_of
+from sera_plugin.sampling.sampler import sampler_of
+from sera_plugin.sampling.settings import EngineParts
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.recording import Recorded
 from sera_plugin.scoring.scorer import Phase, Scorer, phase_of
@@ -215,6 +225,13 @@ def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
         JudgeError: if a reward model can't be used.
     """
     may_cut = not trainer.policies.sharded
+    parts = EngineParts(
+        config=trainer.sera.bootstrap,
+        host=plugin_config(),
+        accelerator=trainer.accelerator,
+        policy=trainer.policies.unwrapped,
+        tokenizer=trainer._tokenizer,
+    )
     scorer = Scorer(
         accelerator=trainer.accelerator,
         pad_token_id=trainer._tokenizer.pad_token_id,
@@ -227,7 +244,9 @@ def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
         config=trainer.sera,
         pairs=trainer.pairs,
         scorer=scorer,
-        sampler=sampler_of(trainer, Fitting(may_cut)),
+        sampler=sampler_of(
+            engine_of(parts), trainer.sampling, trainer.accelerator, trainer.stop.check, may_cut
+        ),
         policies=trainer.policies,
         seed=trainer.args.seed,
         beta=trainer.beta,

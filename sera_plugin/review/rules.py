@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 
 from sera_plugin.data.ids import stream_key
-
-
-class RuleError(RuntimeError):
-    """A rule can't be applied to the data at hand; the message is one sentence."""
+from sera_plugin.runtime.errors import RuleError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from sera_plugin.config import SelectionConfig
 from sera_plugin.config.fields import is_function
+from sera_plugin.data.margins import rank, set_aside
 from sera_plugin.review import rules
-from sera_plugin.review.numbers import rank, set_aside
 from sera_plugin.review.rules import Evidence, Rule
 
 

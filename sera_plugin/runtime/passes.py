@@ -14,8 +14,8 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.objects import gathered, shared
 from sera_plugin.runtime.progress import PassProgress
+from sera_plugin.runtime.ranks import gathered, shared
 from sera_plugin.runtime.shards import Shards
 
 LOG = logger(__name__)

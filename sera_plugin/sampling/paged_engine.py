@@ -8,6 +8,7 @@ number, so both engines give the same answers up to rounding of the logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,8 +21,8 @@ from sera_plugin.sampling.transformers_engine import only_drawn, warpers
 from sera_plugin.scoring.logps import causal_lm
 
 if TYPE_CHECKING:
-    from sera_plugin.data.rollouts import Draws, Prompt
-    from sera_plugin.sampling.sampler import Sampling
+    from sera_plugin.data.candidates import Draws, Prompt
+    from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class PagedEngine:
 
     name: ClassVar[str] = "transformers_paged"
     pads: ClassVar[bool] = False
+    cuts: ClassVar[bool] = True
+    token_budget: ClassVar[int | None] = None
+
+    @classmethod
+    def start(cls, parts: EngineParts) -> PagedEngine:
+        return cls()
+
+    def serving(self, serving: Serving) -> AbstractContextManager[tuple[PreTrainedModel, bool]]:
+        return serving.policies.generating(serving.writer)
 
     def sample(
         self,
@@ -40,7 +50,7 @@ class PagedEngine:
         *,
         synced: bool,
     ) -> list[list[np.ndarray]]:
-        """See ``generation.Engine``.
+        """See ``engines.Engine``.
 
         Raises:
             RuntimeError: if an answer is missing, or memory runs out, or ``synced`` is asked for.

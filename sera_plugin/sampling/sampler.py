@@ -1,4 +1,4 @@
-"""Candidates sampled from a model. Collectives: those of ``dealing``.
+"""Candidates sampled from a model. Collectives: those of ``runtime.passes``.
 
 An engine samples; which numbers it draws follows from (seed, round, example, candidate) alone. So
 an answer does not depend on the batch it was sampled in, nor on the number of ranks, except through
@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from sera_plugin.data.candidates import Answered, Prompt, Rollout, Source
 from sera_plugin.data.ids import uniforms
-from sera_plugin.data.rollouts import Answered, Draws, Prompt, Rollout, RolloutCodec
-from sera_plugin.review.pairing import Source
-from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.data.pairs import list_rows
+from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import deal
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.sampling.endings import finish
-from sera_plugin.sampling.transformers_engine import TransformersEngine
+from sera_plugin.sampling.engines import Engine
+from sera_plugin.sampling.settings import Sampling, finish
 from sera_plugin.scoring.scorer import plan_batches
 
 SHORTEST = 0.7
@@ -38,114 +38,21 @@ _BAR = {Source.POLICY: "sampling", Source.REFERENCE: "sampling from the referenc
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Settings of a generation pass.
-
-    Attributes:
-        num_candidates: answers per prompt.
-        temperature: 0 is greedy decoding.
-        top_p: nucleus mass.
-        max_new_tokens: most sampled tokens per answer, the stop token included.
-        sequence_len: most tokens of prompt and answer together.
-        ending: token ids that finish an answer.
-        stops: token ids that end sampling.
-        pad_token_id: fills prompts on the left and finished answers on the right.
-        token_budget: most padded tokens of a batch.
-        writer: whose answers they are, the policy's or the reference's.
-        first_candidate: number of the first answer; an answer is drawn by its number.
-    """
-
-    num_candidates: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    sequence_len: int
-    ending: tuple[int, ...]
-    stops: frozenset[int]
-    pad_token_id: int
-    token_budget: int
-    writer: Source = Source.POLICY
-    first_candidate: int = 0
-
-    def shared_out(self, sampler: str) -> tuple[Sampling, ...]:
-        """The passes that sample all candidates of a prompt.
-
-        Args:
-            sampler: ``sera.bootstrap.sampler``. For ``mixed`` the policy writes the first half of
-                the answers, the larger one of an odd number, and the reference the others.
-        """
-        if sampler == "policy":
-            return (self,)
-        if sampler == "reference":
-            return (replace(self, writer=Source.REFERENCE),)
-        own = (self.num_candidates + 1) // 2
-        return (
-            replace(self, num_candidates=own),
-            replace(
-                self,
-                num_candidates=self.num_candidates - own,
-                writer=Source.REFERENCE,
-                first_candidate=own,
-            ),
-        )
-
-    def room(self, prompt_tokens: int) -> int:
-        """Most tokens to sample behind a prompt; the ending takes the stop token's place."""
-        return min(self.max_new_tokens, self.sequence_len - prompt_tokens - len(self.ending) + 1)
-
-
-class Engine(Protocol):
-    """Samples answers on this rank.
-
-    Attributes:
-        name: ``sera.bootstrap.engine``; stored answers of one engine don't serve another.
-        pads: whether prompts of a batch are padded to the longest one.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def pads(self) -> bool: ...
-
-    def sample(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Prompt],
-        settings: Sampling,
-        draws: Draws,
-        *,
-        synced: bool,
-    ) -> list[list[np.ndarray]]:
-        """Token ids of ``num_candidates`` answers to each prompt, int32, the stop token included.
-
-        What follows a stop token has no meaning. No answer is longer than its ``Sampling.room``.
-
-        Args:
-            model: the one that writes, in evaluation mode.
-            prompts: each has room for at least one token.
-            settings: how answers are sampled.
-            draws: the numbers that sampling follows, unless the temperature is 0.
-            synced: whether all ranks must take every decoding step together.
-        """
-
-
-@dataclass(frozen=True)
 class Sampler:
     """Samples candidates in batches dealt to all ranks.
 
     Attributes:
         accelerator: the trainer's accelerator.
         settings: how answers are sampled.
-        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
         engine: what samples.
+        after_shard: called on every rank when a shard is finished; it may raise to end the pass.
         fitting: cuts batches that don't fit the memory.
     """
 
     accelerator: Accelerator
     settings: Sampling
+    engine: Engine
     after_shard: Callable[[], None] | None = None
-    engine: Engine = field(default_factory=TransformersEngine)
     fitting: Fitting = field(default_factory=Fitting)
 
     def rollouts(
@@ -254,3 +161,60 @@ class Sampler:
             kept = [(np.array(ids, dtype=np.int32), finished) for ids, finished in ended]
             result.append((prompt.example_id, kept))
         return result
+
+
+_ROLLOUTS = pa.schema(
+    [
+        ("batch", pa.int64()),
+        ("example_id", pa.string()),
+        ("finished", pa.bool_()),
+        ("token_ids", pa.list_(pa.int32())),
+    ]
+)
+
+
+class RolloutCodec:
+    """Answers of batches as a table with a row per answer, candidates in their order."""
+
+    def encode(self, found: Mapping[int, Answered]) -> pa.Table:
+        rows = [
+            (number, example_id, finished, token_ids)
+            for number, answered in found.items()
+            for example_id, answers in answered
+            for token_ids, finished in answers
+        ]
+        columns = zip(*rows, strict=True)
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, _ROLLOUTS, strict=True)
+        ]
+        return pa.table(arrays, schema=_ROLLOUTS)
+
+    def decode(self, table: pa.Table) -> dict[int, Answered]:
+        found: dict[int, dict[str, list[tuple[np.ndarray, bool]]]] = {}
+        *columns, tokens = (table[name] for name in _ROLLOUTS.names)
+        names = (column.to_pylist() for column in columns)
+        for number, example_id, finished, token_ids in zip(*names, list_rows(tokens), strict=True):
+            answers = found.setdefault(number, {}).setdefault(example_id, [])
+            answers.append((token_ids, finished))
+        return {number: list(answered.items()) for number, answered in found.items()}
+
+
+def sampler_of(
+    engine: Engine,
+    settings: Sampling,
+    accelerator: Accelerator,
+    after_shard: Callable[[], None],
+    may_cut: bool,
+) -> Sampler:
+    """What samples for a run.
+
+    Args:
+        engine: the one that the config names.
+        settings: how answers are sampled.
+        accelerator: the trainer's accelerator.
+        after_shard: called on every rank when a shard is finished.
+        may_cut: whether a rank may sample a batch in halves by itself.
+    """
+    if engine.token_budget is not None:
+        settings = replace(settings, token_budget=engine.token_budget)
+    return Sampler(accelerator, settings, engine, after_shard, Fitting(may_cut and engine.cuts))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
-from sera_plugin.host.growing import growing_cache
+from sera_plugin.host.cache import growing_cache
 from sera_plugin.scoring.logps import causal_lm, keeps_logits
 
 if TYPE_CHECKING:
-    from sera_plugin.data.rollouts import Draws, Prompt
-    from sera_plugin.sampling.sampler import Sampling
+    from sera_plugin.data.candidates import Draws, Prompt
+    from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
 
 SEGMENT = 32
 """Tokens between two moments at which finished answers leave."""
@@ -135,6 +135,15 @@ class TransformersEngine:
 
     name: ClassVar[str] = "transformers"
     pads: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
+    token_budget: ClassVar[int | None] = None
+
+    @classmethod
+    def start(cls, parts: EngineParts) -> TransformersEngine:
+        return cls()
+
+    def serving(self, serving: Serving) -> AbstractContextManager[tuple[PreTrainedModel, bool]]:
+        return serving.policies.generating(serving.writer)
 
     def sample(
         self,

@@ -11,21 +11,18 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.host.vllm import connect, gathering
-from sera_plugin.host.vllm_settings import Reply, VllmError, VllmSettings
+from sera_plugin.host.vllm_settings import Reply, VllmSettings
+from sera_plugin.runtime.errors import VllmError
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.objects import gathered, shared
-from sera_plugin.runtime.together import together
-from sera_plugin.sampling.vllm_answers import answers_of, options_for
-from sera_plugin.sampling.vllm_probe import OPTIONS, Probe, prefixes_of
+from sera_plugin.runtime.ranks import gathered, shared, together
+from sera_plugin.sampling.vllm_protocol import OPTIONS, Probe, answers_of, options_for, prefixes_of
 from sera_plugin.sampling.vllm_weights import weights_of
 from sera_plugin.scoring.scorer import Answers, Forward, Scorer
 
 if TYPE_CHECKING:
-    from sera_plugin.data.rollouts import Draws, Prompt
-    from sera_plugin.sampling.sampler import Sampling
-    from sera_plugin.scoring.policies import Policies
+    from sera_plugin.data.candidates import Draws, Prompt
+    from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
 
 LOG = logger(__name__)
 
@@ -74,6 +71,8 @@ class VllmEngine:
 
     name: ClassVar[str] = "vllm"
     pads: ClassVar[bool] = False
+    cuts: ClassVar[bool] = False
+    token_budget: ClassVar[int | None] = REQUEST_TOKENS
 
     accelerator: Accelerator
     vllm: Vllm
@@ -81,19 +80,15 @@ class VllmEngine:
     known: tuple[list[list[int]], Probe] | None = field(default=None, init=False)
 
     @classmethod
-    def start(cls, trainer: Any, settings: VllmSettings) -> VllmEngine:
+    def start(cls, parts: EngineParts) -> VllmEngine:
         """Connect to the server, or start vLLM in this process. Every rank must call this alike.
-
-        Args:
-            trainer: the run's trainer, after its models are prepared.
-            settings: where and how.
 
         Raises:
             VllmError: one sentence, if that fails.
         """
-        accelerator = trainer.accelerator
-        vllm = connect(trainer.policies.unwrapped, trainer._tokenizer, accelerator, settings)
-        return cls(accelerator, vllm, settings.mode == "server")
+        settings = VllmSettings.of(parts.host, parts.config.vllm_mode)
+        vllm = connect(parts.policy, parts.tokenizer, parts.accelerator, settings)
+        return cls(parts.accelerator, vllm, settings.mode == "server")
 
     def sample(
         self,
@@ -104,7 +99,7 @@ class VllmEngine:
         *,
         synced: bool,
     ) -> list[list[np.ndarray]]:
-        """See ``generation.Engine``; the model that writes is the one that ``serving`` sent.
+        """See ``engines.Engine``; the model that writes is the one that ``serving`` sent.
 
         Raises:
             VllmError: one sentence, on every rank.
@@ -150,28 +145,21 @@ class VllmEngine:
             )
 
     @contextmanager
-    def serving(
-        self, policies: Policies, scorer: Scorer, pairs: OfflinePairs, sequence_len: int
-    ) -> Iterator[tuple[PreTrainedModel, bool]]:
+    def serving(self, serving: Serving) -> Iterator[tuple[PreTrainedModel, bool]]:
         """Send the policy's weights, check that they are the ones that answer, and rest at the end.
-
-        Args:
-            policies: the run's models.
-            scorer: finds our log-probs.
-            pairs: D; a few of its answers are compared.
-            sequence_len: most tokens of prompt and answer.
 
         Raises:
             VllmError: one sentence, on every rank, if vLLM has other weights or takes none.
         """
         gather = gathering(self.accelerator)
-        model = policies.unwrapped
+        policies, model = serving.policies, serving.policies.unwrapped
         try:
             with policies.policy() as forward:
                 together(
                     lambda: self.vllm.take_weights(lambda: weights_of(model, gather)),
                 )
-                self._check(forward, scorer, prefixes_of(pairs, sequence_len))
+                prefixes = prefixes_of(serving.pairs, serving.sequence_len)
+                self._check(forward, serving.scorer, prefixes)
                 yield model, False
         finally:
             self.vllm.rest()

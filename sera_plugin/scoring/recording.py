@@ -20,7 +20,7 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow, offline_example
 from sera_plugin.runtime.files import explained, write_synced
-from sera_plugin.runtime.objects import gathered
+from sera_plugin.runtime.ranks import gathered
 
 FILE = "sera_recorded.parquet"
 """Where a checkpoint keeps what was recorded up to its step."""

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from sera_plugin.host.models import selective_log_softmax
-from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import deal
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.scoring.logps import Forward, completion_logps, keeps_logits

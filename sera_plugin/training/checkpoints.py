@@ -1,17 +1,25 @@
-"""What the host will resume from, looked at before a model is loaded."""
+"""Checkpoints: what the host will resume from, and an orderly end that leaves one."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from sera_plugin.config import SeraConfig, SeraConfigError
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+from sera_plugin.config import SeraConfig
 from sera_plugin.data.store import RunStore
 from sera_plugin.host.checks import zero_stage
+from sera_plugin.runtime.errors import AskedToStop, SeraConfigError
 from sera_plugin.runtime.logs import logger
-from sera_plugin.training.changes import batch_settings, compare
+from sera_plugin.training.resume import batch_settings, compare
 
 LOG = logger(__name__)
 
@@ -117,3 +125,51 @@ def set_unfinished_aside(output_dir: Path) -> list[Path]:
 
 def _suffixes() -> itertools.chain[str]:
     return itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+
+
+EXIT_CODE = 75
+"""What a run that was asked to stop leaves with (``EX_TEMPFAIL``: try again later)."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns SIGTERM into an orderly end, on all ranks at the same step or shard.
+
+    Args:
+        accelerator: the trainer's accelerator.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._asked = False
+        self.stopping = False
+
+    def install(self) -> None:
+        """Take over SIGTERM; without effect outside the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Every rank must call this at the same point."""
+        if not self.stopping:
+            asked = torch.tensor(float(self._asked), device=self._accelerator.device)
+            self.stopping = bool(self._accelerator.reduce(asked, reduction="sum") > 0)
+            if self.stopping:
+                LOG.warning("SIGTERM: leaving with code %d, to be resumed.", EXIT_CODE)
+        return self.stopping
+
+    def check(self) -> None:
+        """End the run here if any rank was asked to. Every rank must call this alike.
+
+        Raises:
+            AskedToStop: if so.
+        """
+        if self.agreed():
+            raise AskedToStop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.agreed():
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,18 +1,55 @@
-"""What the rule of selection, the judge and refinement need of the host's config."""
+"""All that is checked before a model is loaded, in order."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.config import SeraConfig
 from sera_plugin.config.bootstrap import IMPLICIT
 from sera_plugin.config.fields import is_function
-from sera_plugin.data.external import missing_columns
-from sera_plugin.review.rules import RuleError, load_function
+from sera_plugin.data.margins import missing_columns
+from sera_plugin.host.checks import (
+    check_dataset,
+    check_host_config,
+    check_tokenizer,
+    in_yaml,
+    rl_of,
+)
+from sera_plugin.review.rules import load_function
 from sera_plugin.review.selection import rule_of
-from sera_plugin.training.quality_prompt import quality_text
+from sera_plugin.runtime.errors import RuleError, SeraConfigError
+from sera_plugin.sampling.requirements import check_engine
+from sera_plugin.training.quality_prompt import QualityWriter, quality_text
 from sera_plugin.training.refinement import LOSSES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_config(cfg: Any, config: SeraConfig) -> None:
+    """Check the ``sera:`` block and the keys around it, before anything is loaded.
+
+    Raises:
+        SeraConfigError: one sentence naming the key, its value and what is allowed.
+    """
+    check_host_config(cfg, config)
+    check_engine(cfg, config)
+    check_methods(cfg, config)
+
+
+def check_data(
+    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check the loaded preference pairs and the tokenizer, before a model is loaded.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    check_dataset(cfg, config, dataset)
+    check_scores(config, dataset.column_names)
+    check_tokenizer(cfg, config, dataset, tokenizer)
+    check_refinement(cfg, config, dataset, tokenizer)
 
 
 def check_methods(cfg: Any, config: SeraConfig) -> None:
@@ -84,14 +121,46 @@ def check_scores(config: SeraConfig, names: list[str]) -> None:
         )
 
 
-def rl_of(cfg: Any) -> Any:
-    """The host's ``rl:`` value as a word."""
-    return getattr(cfg.get("rl"), "value", cfg.get("rl"))
+def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
+    """Check that p has a place in every prompt, and room before an answer in one at least.
+
+    Args:
+        writer: puts p into prompts.
+        dataset: pairs with the column ``prompt``, and answers as text if the prompts are text;
+            without that column nothing is checked.
+        sequence_len: most tokens of p⊕x and an answer.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if "prompt" not in dataset.column_names:
+        return
+    shortest = None
+    for number, row in enumerate(dataset.select_columns(["prompt", "chosen", "rejected"])):
+        prompt = writer.write(row["prompt"], f"training pair {number}")
+        if shortest is not None and shortest <= sequence_len:
+            continue
+        answers = [row[name] for name in ("chosen", "rejected") if isinstance(row[name], str)]
+        tokens = len(writer.ids(prompt)) + max(map(writer.tokens_of, answers), default=1)
+        shortest = tokens if shortest is None else min(shortest, tokens)
+    if shortest is not None and shortest > sequence_len:
+        raise SeraConfigError(
+            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
+            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
+            "sequence_len."
+        )
 
 
-def in_yaml(value: Any) -> str:
-    """``value`` as a user would write it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    plain = value if isinstance(value, str) else repr(value)
-    return plain if len(plain) <= 80 else plain[:77] + "..."
+def check_refinement(
+    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that the quality prompt has a place in every prompt, and room beside one answer.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if config.refinement is not None:
+        from sera_plugin.host.loading import chat_templates
+
+        writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
+        check_prompts(writer, dataset, cfg.sequence_len)

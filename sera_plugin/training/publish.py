@@ -1,20 +1,18 @@
-"""Bootstrapped pairs as text that Axolotl can train on again, and the record of a run."""
+"""What a run shows of itself: bootstrapped pairs as text and as a table, and its record."""
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sera_plugin.data.ids import dataset_hash
+from sera_plugin.data.candidates import Candidate
 from sera_plugin.data.pairs import OfflinePairs
-from sera_plugin.host.models import plugin_config
-from sera_plugin.review.pairing import Candidate
 from sera_plugin.review.review import Review
-from sera_plugin.runtime.version import __version__
-from sera_plugin.training.changes import batch_settings
+from sera_plugin.runtime.logs import logger
 
 
 def fresh_lines(
@@ -79,31 +77,72 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
             }
 
 
-def run_settings(trainer: Any) -> dict[str, Any]:
-    """What a run was started with."""
-    schedule = trainer.schedule
-    return {
-        "sera_plugin": __version__,
-        "axolotl": importlib.metadata.version("axolotl"),
-        "trl": importlib.metadata.version("trl"),
-        "sera": trainer.sera.model_dump(),
-        "quality_prompt": trainer.refiner.quality_prompt if trainer.refiner else None,
-        "base_model": str(plugin_config().base_model),
-        "sequence_len": trainer.args.max_length,
-        "loss_type": list(trainer.loss_types),
-        "beta": trainer.beta,
-        "seed": trainer.args.seed,
-        "pairs": len(trainer.pairs),
-        "dataset_hash": dataset_hash(trainer.pairs.ids),
-        "ending_token_ids": list(trainer.sampling.ending),
-        "rounds": [
-            {"round": size.number, "kept": size.kept, "bootstrapped": size.bootstrapped}
-            for size in schedule.rounds
-        ],
-        "updates": list(schedule.updates),
-        "max_steps": schedule.max_steps,
-        "distributed": str(trainer.accelerator.distributed_type.value),
-        **batch_settings(
-            trainer.batching.per_device, trainer.batching.accumulation, trainer.batching.ranks
-        ),
-    }
+LOG = logger(__name__)
+
+ROWS = 20
+"""Pairs in a table."""
+COLUMNS = (
+    "round",
+    "prompt",
+    "chosen",
+    "rejected",
+    "margin",
+    "reward_chosen",
+    "reward_rejected",
+    "chosen_source",
+    "rejected_source",
+    "example_id",
+)
+NAME = "sera/bootstrapped_pairs"
+
+
+def log_samples(
+    fresh: Iterable[Mapping[str, Any]], report_to: Sequence[str], step: int
+) -> tuple[str, ...]:
+    """Log the first pairs of a round as a table, and return where it went.
+
+    The host starts the loggers; one that has no run open is left out. A logger that fails is
+    named in a warning: it must not end a run.
+
+    Args:
+        fresh: ``fresh_lines`` of the round, best first.
+        report_to: the host's loggers.
+        step: the trainer's global step.
+    """
+    found = []
+    wanted = [name for name in ("wandb", "trackio") if name in report_to and name in sys.modules]
+    if not wanted:
+        return ()
+    rows = [[pair[name] for name in COLUMNS] for pair in islice(fresh, ROWS)]
+    for name in wanted if rows else ():
+        try:
+            if _LOGGERS[name](rows, step):
+                found.append(name)
+        except Exception as error:  # a logger's own errors are of any kind
+            LOG.warning("%s did not take the table of new pairs (%s).", name, error)
+    return tuple(found)
+
+
+def _wandb(rows: list[list[Any]], step: int) -> bool:
+    import wandb
+
+    if wandb.run is None:
+        return False
+    table = wandb.Table(columns=list(COLUMNS), data=rows)
+    wandb.log({NAME: table, "train/global_step": step})
+    return True
+
+
+def _trackio(rows: list[list[Any]], step: int) -> bool:
+    import pandas as pd
+    import trackio
+    from trackio import context_vars
+
+    if context_vars.current_run.get() is None:
+        return False
+    table = trackio.Table(dataframe=pd.DataFrame(rows, columns=list(COLUMNS)))
+    trackio.log({NAME: table, "train/global_step": step})
+    return True
+
+
+_LOGGERS = {"wandb": _wandb, "trackio": _trackio}

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig
-from sera_plugin.data.external import external_margins, missing_columns
+from sera_plugin.data.margins import external_margins, missing_columns
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow
 from sera_plugin.host.round_trainer import REFINEMENT

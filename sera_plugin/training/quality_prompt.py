@@ -14,7 +14,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from sera_plugin.config import RefineConfig, SeraConfigError
+from sera_plugin.config import RefineConfig
+from sera_plugin.runtime.errors import SeraConfigError
 
 QUALITY_PROMPT = (
     "Answer as an expert who cares about quality: be helpful, accurate, honest, complete and "
@@ -252,36 +253,6 @@ class QualityWriter:
             prompt, tokenize=True, return_dict=True, add_generation_prompt=True, **options
         )
         return list(found["input_ids"])
-
-
-def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
-    """Check that p has a place in every prompt, and room before an answer in one at least.
-
-    Args:
-        writer: puts p into prompts.
-        dataset: pairs with the column ``prompt``, and answers as text if the prompts are text;
-            without that column nothing is checked.
-        sequence_len: most tokens of p⊕x and an answer.
-
-    Raises:
-        SeraConfigError: one sentence.
-    """
-    if "prompt" not in dataset.column_names:
-        return
-    shortest = None
-    for number, row in enumerate(dataset.select_columns(["prompt", "chosen", "rejected"])):
-        prompt = writer.write(row["prompt"], f"training pair {number}")
-        if shortest is not None and shortest <= sequence_len:
-            continue
-        answers = [row[name] for name in ("chosen", "rejected") if isinstance(row[name], str)]
-        tokens = len(writer.ids(prompt)) + max(map(writer.tokens_of, answers), default=1)
-        shortest = tokens if shortest is None else min(shortest, tokens)
-    if shortest is not None and shortest > sequence_len:
-        raise SeraConfigError(
-            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
-            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
-            "sequence_len."
-        )
 
 
 def renderer(tokenizer: Any, template: str) -> Render:

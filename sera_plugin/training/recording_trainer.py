@@ -12,7 +12,7 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.host.round_trainer import RoundTrainer
-from sera_plugin.runtime.objects import shared
+from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
 
 

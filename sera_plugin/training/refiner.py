@@ -16,13 +16,13 @@ import pyarrow as pa
 import torch
 
 from sera_plugin.config import RefineConfig
+from sera_plugin.data.margins import check_numbers
 from sera_plugin.data.rounds import RoundDataset
 from sera_plugin.data.store import RunStore
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.host.models import plugin_config
-from sera_plugin.review.numbers import check_numbers
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.objects import shared
+from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.shards import round_label
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer, answer_logps, evaluating

@@ -23,7 +23,7 @@ from warm import Axolotl, Done
 
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.scoring import scorer as scoring
-from sera_plugin.training.stopping import EXIT_CODE
+from sera_plugin.training.checkpoints import EXIT_CODE
 
 pytestmark = [pytest.mark.cli, pytest.mark.kill]
 CONFIG: dict[str, Any] = {
@@ -45,7 +45,7 @@ SCORE = {"at": "call", "what": "sera_plugin.scoring.scorer:Scorer._batch"}
 SAMPLE = {"at": "call", "what": "sera_plugin.sampling.sampler:Sampler._batch"}
 WEIGHTS = {"at": "call", "what": "transformers.modeling_utils:safe_save_file"}
 OPTIMIZER = {"at": "call", "what": "transformers.trainer:Trainer._save_optimizer_and_scheduler"}
-SNAPSHOT = {"at": "call", "what": "sera_plugin.scoring.policies:Snapshot.save"}
+SNAPSHOT = {"at": "call", "what": "sera_plugin.scoring.snapshot:Snapshot.save"}
 REFERENCE = "^reference Reference log-probs$"
 
 # Rounds of 64, 32 and 32 pairs: 8, 4 and 4 updates. D is 52 batches in 2 shards, held-out pairs

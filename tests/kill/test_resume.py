@@ -17,7 +17,7 @@ from conftest import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
 from safetensors.torch import load_file
 from test_distributed import RANKS, TORCHRUN, zero_config
 
-from sera_plugin.training.stopping import EXIT_CODE
+from sera_plugin.training.checkpoints import EXIT_CODE
 
 pytestmark = pytest.mark.cli
 CASES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ENVIRONMENT
 
-from sera_plugin.runtime import objects
+from sera_plugin.runtime import ranks as objects
 
 RANKS = 3
 ROOT = str(Path(objects.__file__).parents[1])
@@ -15,7 +15,7 @@ AT_ONCE = 300
 WORK = f"""
 from accelerate import PartialState
 from torch.distributed import distributed_c10d
-from sera_plugin.runtime import objects
+from sera_plugin.runtime import ranks as objects
 
 state = PartialState(cpu=True)
 assert state.num_processes == {RANKS}

@@ -15,10 +15,10 @@ import yaml
 from click.testing import CliRunner
 from conftest import MakeConfig, RunCli, dataset_entry, output_dir
 
+from sera_plugin.commands.audit_policy import find_policy
 from sera_plugin.commands.audit_table import cuts, ranked, write_kept, write_results
 from sera_plugin.commands.cli import sera
-from sera_plugin.config import SeraConfigError
-from sera_plugin.host.audit_models import find_policy
+from sera_plugin.runtime.errors import SeraConfigError
 
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
 FLIPPED = 0.2

@@ -22,10 +22,11 @@ from conftest import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
 
 import sera_plugin
-from sera_plugin.config import SeraConfig, SeraConfigError
-from sera_plugin.host import checks
+from sera_plugin.config import SeraConfig
 from sera_plugin.plugin import DEPENDENCIES
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
+from sera_plugin.training import checks
 
 NO_WEIGHTS = "no file named model.safetensors"
 
@@ -514,7 +515,7 @@ def test_keeping_an_earlier_policy_of_a_sharded_model(
 def test_keeping_an_earlier_policy_under_lower_stages(stage: int):
     cfg = {"rl": "dpo", "num_epochs": 2, "deepspeed": {"zero_optimization": {"stage": stage}}}
     for config in (SeraConfig(reference="previous"), SeraConfig(bootstrap={"ensemble": True})):
-        checks.check_host_config(cfg, config)
+        checks.check_config(cfg, config)
 
 
 def test_two_earlier_policies_at_once(refused: Start):
@@ -612,7 +613,7 @@ def test_the_command_line_ends_with_the_sentence(
     path = config(**{"base_model": str(weightless), **changes})
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
     last = output.strip().splitlines()[-1]
-    assert last.startswith(f"sera_plugin.config.parsing.SeraConfigError: {start_of_sentence}")
+    assert last.startswith(f"sera_plugin.runtime.errors.SeraConfigError: {start_of_sentence}")
     assert NO_WEIGHTS not in output
 
 

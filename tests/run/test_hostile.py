@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sera_plugin
-from sera_plugin.data.evaluation import HeldOut
 from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.pairs import HeldOut
 from sera_plugin.data.store import RunStore
-from sera_plugin.review.numbers import BadNumbersError
-from sera_plugin.runtime.finite import FiniteWeights
+from sera_plugin.runtime.errors import BadNumbersError
+from sera_plugin.runtime.weights import FiniteWeights
 
 MARK = "\x1b[31mSERA-MARK"
 TEXTS = {

@@ -22,8 +22,9 @@ from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble
 from sera_plugin.commands.plan_inputs import learning_rates, model_size, warmup_steps
 from sera_plugin.commands.terminal import show_plan
 from sera_plugin.config import SeraConfig, parse_block
-from sera_plugin.data.reader import RunError, RunFiles
+from sera_plugin.data.reader import RunFiles
 from sera_plugin.data.schedule import Batching, plan
+from sera_plugin.runtime.errors import RunError
 from sera_plugin.training.costs import ModelSize
 
 LENGTHS = Lengths(pairs=100, prompt=10.0, answer=20.0, total=6000, evaluation=600)

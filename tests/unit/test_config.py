@@ -15,9 +15,9 @@ from sera_plugin.config import (
     SelectionConfig,
     SeraArgs,
     SeraConfig,
-    SeraConfigError,
     parse_block,
 )
+from sera_plugin.runtime.errors import SeraConfigError
 
 MODELS = (SeraConfig, SelectionConfig, BootstrapConfig, GuardConfig, RefineConfig)
 KEYS = sorted({name for model in MODELS for name in model.model_fields})

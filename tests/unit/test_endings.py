@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sera_plugin.sampling.endings import common_ending, ending_of, finish
+from sera_plugin.sampling.settings import common_ending, ending_of, finish
 
 EOS, EOT, NEWLINE, SPACE = 100, 101, 50, 51
 SPECIAL, BLANK = {EOS, EOT}, {NEWLINE, SPACE}

@@ -21,8 +21,9 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from trl import import_utils
 
-from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
+from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host.checks import TRAINER
+from sera_plugin.runtime.errors import SeraConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "example_configs"
 CONFIGS = {

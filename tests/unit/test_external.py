@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig, SelectionConfig
-from sera_plugin.data.external import external_margins, margins_for, missing_columns
+from sera_plugin.data.margins import external_margins, margins_for, missing_columns
 
 NAN = float("nan")
 DATA = Dataset.from_dict(

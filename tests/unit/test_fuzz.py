@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from test_examples import EXAMPLES, validated
 
-from sera_plugin.config import SeraConfig, SeraConfigError, parse_block
+from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host.checks import TRAINER
+from sera_plugin.runtime.errors import SeraConfigError
 
 EXAMPLES_MADE = int(os.environ.get("SERA_FUZZ", "300"))
 BLOCKS = ("selection", "bootstrap")

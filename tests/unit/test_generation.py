@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
+from sera_plugin.data.candidates import Source
 from sera_plugin.data.ids import uniforms
-from sera_plugin.review.pairing import Source
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.sampling import transformers_engine
-from sera_plugin.sampling.sampler import Prompt, Rollout, Sampler, Sampling
-from sera_plugin.sampling.transformers_engine import InverseCdfSampler
+from sera_plugin.sampling.sampler import Prompt, Rollout, Sampler
+from sera_plugin.sampling.settings import Sampling
+from sera_plugin.sampling.transformers_engine import InverseCdfSampler, TransformersEngine
 
 VOCABULARY, PAD, EOS, END = 40, 0, 1, 2
 SETTINGS = Sampling(
@@ -49,7 +50,7 @@ def model():
 
 def sample(model, prompts=PROMPTS, seed=42, round_number=2, **changes):
     with torch.no_grad():
-        sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes))
+        sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), TransformersEngine())
         return sampler.rollouts(model, prompts, seed, round_number, synced=False)
 
 

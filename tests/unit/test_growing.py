@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import DynamicCache, DynamicLayer, MistralConfig, MistralForCausalLM
 
-from sera_plugin.host import growing
-from sera_plugin.host.growing import growing_cache
+from sera_plugin.host import cache as growing
+from sera_plugin.host.cache import growing_cache
 
 VOCABULARY, ROWS = 40, 3
 

@@ -11,22 +11,20 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sera_plugin.data.rollouts import Prompt
+from sera_plugin.data.candidates import Candidate, Pool, Prompt, Source
 from sera_plugin.review.judges import RewardModelJudge
 from sera_plugin.review.judging import (
     BATCH,
     SHARD_BATCHES,
     Court,
     FunctionJudge,
-    JudgeError,
     Question,
     ScoreCodec,
     checked,
 )
-from sera_plugin.review.pairing import Candidate, Pool, Shortfall, Source, bootstrap
-from sera_plugin.review.rules import RuleError
+from sera_plugin.review.pairing import Shortfall, bootstrap
+from sera_plugin.runtime.errors import AskedToStop, JudgeError, RuleError
 from sera_plugin.runtime.passes import deal
-from sera_plugin.training.stopping import AskedToStop
 
 TEXTS = ["red green blue", "one two three four", "yes no"]
 

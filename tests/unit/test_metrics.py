@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import Composition
@@ -18,9 +19,8 @@ from sera_plugin.review.metrics import (
     review_metrics,
     table_text,
 )
-from sera_plugin.review.pairing import Candidate, FreshPair, Pool, Shortfall, Source
+from sera_plugin.review.pairing import SampleStats, Shortfall
 from sera_plugin.review.review import Review
-from sera_plugin.review.samples import SampleStats
 from sera_plugin.review.selection import Choice, History
 from sera_plugin.scoring.scorer import Phase
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins
-from sera_plugin.review.numbers import select_top
+from sera_plugin.data.margins import select_top
 from sera_plugin.data.tables import ReviewTable
 
 def peak():

@@ -17,14 +17,16 @@ from test_generation import PROMPTS, SETTINGS, model
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching import continuous_api
 
-from sera_plugin.config import BootstrapConfig, SeraConfig, SeraConfigError, parse_block
+from sera_plugin.config import BootstrapConfig, parse_block
 from sera_plugin.host import paged
-from sera_plugin.host.checks import check_host_config
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.shards import Origin
 from sera_plugin.sampling.engines import engine_of
 from sera_plugin.sampling.paged_engine import PagedEngine
 from sera_plugin.sampling.sampler import Sampler
+from sera_plugin.sampling.settings import EngineParts
 from sera_plugin.sampling.transformers_engine import TransformersEngine
+from sera_plugin.training.checks import check_config
 
 __all__ = ["model"]
 Found = dict[str, tuple[Any, ...]]
@@ -196,7 +198,7 @@ def test_the_key_names_the_engine() -> None:
     engines = {
         name: type(
             engine_of(
-                types.SimpleNamespace(sera=SeraConfig(bootstrap=BootstrapConfig(engine=name)))
+                EngineParts(BootstrapConfig(engine=name), {}, Accelerator(cpu=True), None, None)
             )
         )
         for name in ("transformers", "transformers_paged")
@@ -220,8 +222,8 @@ def test_what_the_paged_engine_can_not_sample_from_is_refused(
 ) -> None:
     paged_block = {"bootstrap": {"engine": "transformers_paged"}}
     with pytest.raises(SeraConfigError, match=words) as refused:
-        check_host_config(HOST | keys, parse_block(paged_block))
+        check_config(HOST | keys, parse_block(paged_block))
     assert "sera.bootstrap.engine: transformers_paged" in str(refused.value)
     for block in (True, {"bootstrap": {"engine": "transformers_paged", "fraction": 0.0}}):
-        check_host_config(HOST | keys, parse_block(block))
-    check_host_config(HOST, parse_block(paged_block))
+        check_config(HOST | keys, parse_block(block))
+    check_config(HOST, parse_block(paged_block))

@@ -8,12 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
 from sera_plugin.review.pairing import (
-    Candidate,
-    FreshPair,
-    Pool,
     Shortfall,
-    Source,
     balanced_penalty,
     best_against_worst,
     bootstrap,

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from sera_plugin.runtime.placement import Placement, resting_place
+from sera_plugin.runtime.memory import Placement, resting_place
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.data.candidates import Source
 from sera_plugin.data.store import RunStore
-from sera_plugin.review.pairing import Source
-from sera_plugin.runtime.files import StoreError
-from sera_plugin.scoring.policies import Policies, Snapshot
+from sera_plugin.runtime.errors import StoreError
+from sera_plugin.scoring.policies import Policies
+from sera_plugin.scoring.snapshot import Snapshot
 
 INPUT = torch.tensor([[3, 1, 4, 1, 5, 9]])
 

@@ -12,13 +12,14 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from jinja2 import TemplateError
 
-from sera_plugin.config import RefineConfig, SeraConfigError
+from sera_plugin.config import RefineConfig
 from sera_plugin.host.loading import chat_templates
+from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.training.checks import check_prompts
 from sera_plugin.training.quality_prompt import (
     QUALITY_PROMPT,
     Frame,
     QualityWriter,
-    check_prompts,
     quality_text,
     renderer,
 )

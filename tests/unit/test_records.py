@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from sera_plugin.data import texts as records
 from sera_plugin.data.pairs import OfflinePairs
-from sera_plugin.runtime.files import StoreError
+from sera_plugin.runtime.errors import StoreError
 
 
 class Letters:

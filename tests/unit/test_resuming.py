@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from axolotl.utils.dict import DictDefault
 
-from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.config import SeraConfig
 from sera_plugin.data.store import RunStore
-from sera_plugin.host.checks import check_host_config
-from sera_plugin.training.changes import batch_settings
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.training.checkpoints import prepare_resuming
-from sera_plugin.training.resume import start
+from sera_plugin.training.checks import check_config
+from sera_plugin.training.resume import batch_settings, start
 
 SETTINGS = {"seed": 1, "updates": [8, 4], "sera": {"ensemble": 0.3}}
 
@@ -188,6 +188,6 @@ def test_without_a_checkpoint_nothing_is_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["auto_resume_from_checkpoints", "resume_from_checkpoint"])
 def test_save_only_model_beside_a_key_of_resuming_is_refused(key: str) -> None:
     cfg = DictDefault({"rl": "dpo", "num_epochs": 3, "save_only_model": True})
-    check_host_config(cfg, CONFIG)
+    check_config(cfg, CONFIG)
     with pytest.raises(SeraConfigError, match=rf"save_only_model: true can't be used with {key}: "):
-        check_host_config(cfg | DictDefault({key: True}), CONFIG)
+        check_config(cfg | DictDefault({key: True}), CONFIG)

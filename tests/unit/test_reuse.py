@@ -12,11 +12,13 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
-from sera_plugin.review.pairing import Source
-from sera_plugin.runtime.fingerprint import adapter_weights, fingerprint
+from sera_plugin.data.candidates import Source
 from sera_plugin.runtime.shards import LOG, Origin, round_label
+from sera_plugin.runtime.weights import adapter_weights, fingerprint
 from sera_plugin.sampling import sampler as generation
-from sera_plugin.sampling.sampler import Prompt, Sampler, Sampling
+from sera_plugin.sampling.sampler import Prompt, Sampler
+from sera_plugin.sampling.settings import Sampling
+from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.scoring import scorer as scoring
 from sera_plugin.scoring.scorer import Answers, Scorer, inference
 
@@ -84,7 +86,7 @@ class Passes:
             return scorer.logps(self.model, Answers(rows), "test", origin).logps.tobytes()
 
     def rollouts(self, prompts=PROMPTS, origin=None, seed=1, number=2, **changes):
-        sampler = Sampler(Accelerator(cpu=True), replace(SAMPLING, **changes))
+        sampler = Sampler(Accelerator(cpu=True), replace(SAMPLING, **changes), TransformersEngine())
         with torch.no_grad():
             return list(
                 sampler.rollouts(

@@ -6,6 +6,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import (
     Composition,
@@ -15,7 +16,6 @@ from sera_plugin.data.rounds import (
     full_round,
     rows_of,
 )
-from sera_plugin.review.pairing import Candidate, FreshPair, Pool, Source
 
 relaxed = settings(deadline=None)
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sera_plugin.config import SelectionConfig
 from sera_plugin.review import rules
-from sera_plugin.review.rules import Evidence, RuleError
+from sera_plugin.review.rules import Evidence
 from sera_plugin.review.selection import Choice, History, choose
+from sera_plugin.runtime.errors import RuleError
 
 NAN = float("nan")
 IDS = ("d", "a", "c", "b", "e")

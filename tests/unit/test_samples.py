@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from sera_plugin.data.rollouts import Rollout
-from sera_plugin.review.pairing import Candidate, Source
-from sera_plugin.review.samples import SampleStats, by_answer, for_the_guard
+from sera_plugin.data.candidates import Candidate, Rollout, Source
+from sera_plugin.review.pairing import SampleStats, by_answer, for_the_guard
 
 LONG, CUT, EMPTY = Rollout((1, 2, 3, 4), True), Rollout((5, 6), False), Rollout((9,), True)
 OWN = {"a": (LONG, CUT, LONG, EMPTY), "b": (CUT, CUT)}

@@ -17,9 +17,9 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import RoundDataset, RoundRow
 from sera_plugin.data.schedule import Batching, share_of
 from sera_plugin.data.tables import ReviewTable, RoundRecord
+from sera_plugin.runtime.memory import GIB, choose_gather
 from sera_plugin.scoring.scorer import plan_batches
 from sera_plugin.training.costs import (
-    GIB,
     HOST_BYTES_PER_PAIR,
     HOST_BYTES_PER_TOKEN,
     Memory,
@@ -27,7 +27,6 @@ from sera_plugin.training.costs import (
     RoundTokens,
     bytes_gathered,
     cache_bytes,
-    choose_gather,
     forwards_per_rank,
     host_bytes,
     memory_per_rank,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sera_plugin.runtime.fitting import Fitting
+from sera_plugin.runtime.memory import Fitting
 from sera_plugin.scoring import logps as completion_logps
 from sera_plugin.scoring.scorer import (
     SHORTEST,

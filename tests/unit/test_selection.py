@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sera_plugin.review.numbers import (
-    BadNumbersError,
-    check_numbers,
-    overlap,
-    rank,
-    select_top,
-    set_aside,
-)
+from sera_plugin.data.margins import check_numbers, overlap, rank, select_top, set_aside
+from sera_plugin.runtime.errors import BadNumbersError
 
 # Few different values, so that ties are common.
 tables = st.dictionaries(

@@ -11,12 +11,12 @@ from typing import Any
 from conftest import ENVIRONMENT
 from runs_on_disk import _fresh, texts
 
-from sera_plugin.training.showcase import COLUMNS, ROWS, log_samples
+from sera_plugin.training.publish import COLUMNS, ROWS, log_samples
 
 CODE = """
 import json, sys
 {start}
-from sera_plugin.training.showcase import log_samples
+from sera_plugin.training.publish import log_samples
 pairs = json.load(open(sys.argv[1]))
 print(json.dumps(log_samples(pairs, ["{name}", "tensorboard"], 7)))
 {end}
@@ -56,7 +56,7 @@ def test_wandb_keeps_the_table(tmp_path: Path) -> None:
 def test_nothing_is_logged_where_no_run_is_open() -> None:
     assert log_samples(pairs(), ["tensorboard"], 7) == ()
     code = (
-        "import wandb, sera_plugin.training.showcase as s; print(s.log_samples([{}], ['wandb'], 1))"
+        "import wandb, sera_plugin.training.publish as s; print(s.log_samples([{}], ['wandb'], 1))"
     )
     broken = code.replace("[{}]", "[]")
     done = subprocess.run(

@@ -24,7 +24,7 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.data.store import MANIFEST, RunStore
 from sera_plugin.data.tables import ReviewTable, RoundRecord
-from sera_plugin.runtime.files import StoreError
+from sera_plugin.runtime.errors import StoreError
 
 NUMBERS = [
     field.name for field in fields(ReviewTable) if field.name in ("margin", "ensembled", "score")

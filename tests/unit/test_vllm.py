@@ -24,16 +24,19 @@ from peft import LoraConfig, get_peft_model
 from test_generation import EOS, PROMPTS, SETTINGS, VOCABULARY, model
 from vllm_serving import CPU_VLLM
 
-from sera_plugin.config import SeraConfigError, parse_block
+from sera_plugin.config import parse_block
+from sera_plugin.data.candidates import Source
 from sera_plugin.host import vllm as host
-from sera_plugin.host.checks import check_host_config
-from sera_plugin.host.vllm_settings import VllmError, VllmSettings
+from sera_plugin.host.vllm_settings import VllmSettings
+from sera_plugin.runtime.errors import SeraConfigError, VllmError
 from sera_plugin.sampling.sampler import Sampler
-from sera_plugin.sampling.vllm_answers import answers_of, options_for
+from sera_plugin.sampling.settings import Serving
+from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.sampling.vllm_engine import VllmEngine
-from sera_plugin.sampling.vllm_probe import Probe
+from sera_plugin.sampling.vllm_protocol import Probe, answers_of, options_for
 from sera_plugin.sampling.vllm_weights import weights_of
 from sera_plugin.scoring.scorer import Scorer, inference
+from sera_plugin.training.checks import check_config
 
 __all__ = ["model"]
 TWO = [replace(PROMPTS[0]), replace(PROMPTS[1])]
@@ -267,7 +270,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     config = parse_block({"bootstrap": {"engine": "vllm", **bootstrap}})
     assert config is not None
     with pytest.raises(SeraConfigError, match=words) as refusal:
-        check_host_config(DictDefault(HOST | keys), config)
+        check_config(DictDefault(HOST | keys), config)
     assert str(refusal.value).count(". ") == 0
 
 
@@ -275,7 +278,7 @@ def test_zero3_is_allowed(cpu_vllm: None) -> None:
     config = parse_block({"bootstrap": {"engine": "vllm"}})
     assert config is not None
     zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
-    check_host_config(DictDefault(HOST | zero3), config)
+    check_config(DictDefault(HOST | zero3), config)
 
 
 @pytest.fixture
@@ -395,14 +398,21 @@ def of(policy: Any) -> Iterator[Any]:
         yield policy
 
 
-def runs(policy: Any) -> tuple[Any, Scorer, Any]:
+def engine_with(policy: Any, settings: VllmSettings) -> VllmEngine:
+    accelerator = Accelerator(cpu=True)
+    vllm = host.connect(policy, None, accelerator, settings)
+    return VllmEngine(accelerator, vllm, settings.mode == "server")
+
+
+def runs(policy: Any) -> Serving:
     """What ``serving`` takes: the models of a run, a scorer, and pairs."""
     rows = [
         {"prompt_ids": list(prompt.token_ids), "chosen_ids": [4, 5, 6, EOS]} for prompt in PROMPTS
     ]
-    pairs = SimpleNamespace(ids=tuple(p.example_id for p in PROMPTS), dataset=rows)
-    policies = SimpleNamespace(policy=lambda: of(policy), unwrapped=policy)
-    return policies, Scorer(Accelerator(cpu=True), 0, 64, 10_000), pairs
+    pairs: Any = SimpleNamespace(ids=tuple(p.example_id for p in PROMPTS), dataset=rows)
+    policies: Any = SimpleNamespace(policy=lambda: of(policy), unwrapped=policy)
+    scorer = Scorer(Accelerator(cpu=True), 0, 64, 10_000)
+    return Serving(policies, scorer, pairs, Source.POLICY, 64)
 
 
 @pytest.fixture
@@ -417,12 +427,7 @@ def colocated(cpu_vllm: None, tmp_path: Any, model: Any) -> Callable[..., tuple[
     def start(policy: Any, **changes: Any) -> tuple[VllmEngine, Any]:
         policy.config._name_or_path = policy.name_or_path = str(tmp_path / "base")
         settings = replace(HERE, mode="colocate", sleep=True, **changes)
-        trainer = SimpleNamespace(
-            accelerator=Accelerator(cpu=True),
-            policies=SimpleNamespace(unwrapped=policy),
-            _tokenizer=None,
-        )
-        engine = VllmEngine.start(trainer, settings)
+        engine = engine_with(policy, settings)
         assert isinstance(engine.vllm, host.Colocated)
         return engine, engine.vllm._llm
 
@@ -430,8 +435,8 @@ def colocated(cpu_vllm: None, tmp_path: Any, model: Any) -> Callable[..., tuple[
 
 
 def rollouts(engine: VllmEngine | None, policy: Any, **changes: Any) -> Any:
-    chosen = {} if engine is None else {"engine": engine}
-    sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), **chosen)
+    chosen = TransformersEngine() if engine is None else engine
+    sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), chosen)
     with torch.no_grad():
         return sampler.rollouts(policy, PROMPTS, 42, 2, synced=False)
 
@@ -442,7 +447,7 @@ def test_after_sleep_and_wake_the_weights_are_the_new_ones(colocated: Any) -> No
     assert all(llm.asleep.values())
     answers = []
     for _ in range(2):
-        with engine.serving(*runs(policy), 64):
+        with engine.serving(runs(policy)):
             found = rollouts(engine, policy, temperature=0.0)
         assert all(llm.asleep.values())
         assert found == rollouts(None, policy, temperature=0.0)
@@ -464,14 +469,14 @@ def test_weights_that_waking_up_overwrites_are_found(colocated: Any, monkeypatch
 
     monkeypatch.setattr(llm, "generate", generate)
     refused = pytest.raises(VllmError, match="so it has other weights")
-    with refused, engine.serving(*runs(policy), 64):
+    with refused, engine.serving(runs(policy)):
         pytest.fail("nothing may be sampled")
 
 
 def test_sampled_answers_follow_the_seed(colocated: Any) -> None:
     policy = small()
     engine, _ = colocated(policy)
-    with engine.serving(*runs(policy), 64):
+    with engine.serving(runs(policy)):
         first, again = (rollouts(engine, policy) for _ in range(2))
         whole = rollouts(engine, policy, token_budget=30)
     assert first == again
@@ -483,5 +488,5 @@ def test_sampled_answers_follow_the_seed(colocated: Any) -> None:
 def test_a_lora_policy_samples_as_it_does_itself(colocated: Any) -> None:
     policy = lora(small(), modules_to_save=None)
     engine, _ = colocated(policy)
-    with engine.serving(*runs(policy), 64):
+    with engine.serving(runs(policy)):
         assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)

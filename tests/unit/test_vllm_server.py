@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +16,10 @@ from accelerate import Accelerator
 from conftest import ENVIRONMENT
 from test_generation import PROMPTS, SETTINGS
 from test_objects import free_port
-from test_vllm import HERE, cpu_vllm, rollouts, runs, small
+from test_vllm import HERE, cpu_vllm, engine_with, rollouts, runs, small
 from vllm_serving import Serving, environment, serving
 
-from sera_plugin.host.vllm_settings import VllmError
+from sera_plugin.runtime.errors import VllmError
 from sera_plugin.runtime.shards import Origin
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.vllm_engine import VllmEngine
@@ -55,13 +54,8 @@ def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def connected(server: Serving, policy: Any, timeout: float = 4.0) -> VllmEngine:
-    trainer = SimpleNamespace(
-        accelerator=Accelerator(cpu=True),
-        policies=SimpleNamespace(unwrapped=policy),
-        _tokenizer=None,
-    )
     os.environ |= server.environment
-    return VllmEngine.start(trainer, replace(HERE, url=server.url, timeout=timeout))
+    return engine_with(policy, replace(HERE, url=server.url, timeout=timeout))
 
 
 def test_faults_of_answers_are_found(cpu_vllm: None, server: Serving) -> None:
@@ -77,7 +71,7 @@ def test_faults_of_answers_are_found(cpu_vllm: None, server: Serving) -> None:
         "cut": "no stop token where there is room",
         "slow": "did not answer within 4 seconds",
     }
-    with engine.serving(*runs(policy), 64):
+    with engine.serving(runs(policy)):
         for fault, words in faults.items():
             assert rollouts(engine, policy, temperature=0.0) == expected
             sampled = rollouts(engine, policy)
@@ -92,17 +86,17 @@ def test_faults_of_answers_are_found(cpu_vllm: None, server: Serving) -> None:
 def test_weights_that_do_not_arrive_are_found(cpu_vllm: None, server: Serving, fault: str) -> None:
     policy = small()
     engine = connected(server, policy)
-    with engine.serving(*runs(policy), 64):
+    with engine.serving(runs(policy)):
         """The first weights arrive."""
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     server.fault.write_text(fault)
     refused = pytest.raises(VllmError, match="so it has other weights")
-    with refused, engine.serving(*runs(policy), 64):
+    with refused, engine.serving(runs(policy)):
         pytest.fail("nothing may be sampled")
     server.fault.write_text("")
-    with engine.serving(*runs(policy), 64):
+    with engine.serving(runs(policy)):
         assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)
 
 
@@ -121,8 +115,8 @@ def test_a_server_that_dies_costs_no_finished_shard(
         own = engine.vllm.generate
         engine.vllm.generate = lambda *a: (asked.append(len(a[0])), own(*a))[1]  # type: ignore
         settings = replace(SETTINGS, temperature=0.0, token_budget=1)
-        sampler = Sampler(Accelerator(cpu=True), settings, finished, engine)
-        with engine.serving(*runs(policy), 64):
+        sampler = Sampler(Accelerator(cpu=True), settings, engine, finished)
+        with engine.serving(runs(policy)):
             asked.clear()
             return sampler.rollouts(policy, PROMPTS, 42, 2, synced=False, origin=origin)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.pairs import ROW, choose, clipped
-from sera_plugin.data.reader import RunError, StoredRound
+from sera_plugin.data.reader import StoredRound
+from sera_plugin.runtime.errors import RunError
 
 BUDGET = 1_400_000
 """Bytes of text in the list of bootstrapped pairs."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sera_plugin.commands.report.visible import json_in_html, visible
-from sera_plugin.data.reader import RunError
+from sera_plugin.runtime.errors import RunError
 from sera_plugin.runtime.files import write_whole
 from sera_plugin.runtime.version import __version__
 

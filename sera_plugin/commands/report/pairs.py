@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.reviews import Reviews
-from sera_plugin.data.reader import RunError
+from sera_plugin.runtime.errors import RunError
 
 BUDGET = 2_200_000
 """Bytes of text in the list of offline pairs."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sera_plugin.data.reader import RunError, RunFiles
+from sera_plugin.data.reader import RunFiles
+from sera_plugin.runtime.errors import RunError
 
 
 @dataclass(frozen=True)

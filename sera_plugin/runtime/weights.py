@@ -1,6 +1,6 @@
-"""Identity of a model: a hash of its weights and of what else its log-probs follow from.
+"""A model's weights: their identity, and whether they still are numbers.
 
-Collectives: one gather in ``fingerprint``.
+Collectives: one gather in ``fingerprint``, one reduction in ``FiniteWeights.check``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from sera_plugin.runtime.objects import gathered
+from sera_plugin.runtime.errors import BadNumbersError
+from sera_plugin.runtime.ranks import gathered
 
 # Neither changes log-probs, and the host sets both as it goes along.
 _IRRELEVANT = {"use_cache", "_name_or_path"}
@@ -115,3 +117,45 @@ def content_of(tensor: torch.Tensor) -> Any:
     if tensor.is_meta or (status is not None and status.name != "AVAILABLE"):
         return secrets.token_bytes(16)
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
+
+
+class FiniteWeights:
+    """Raises an error when training has ruined weights. Every rank must make one and call it.
+
+    Args:
+        model: the policy, wrapped or not.
+        accelerator: the trainer's accelerator.
+    """
+
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator) -> None:
+        self._model = model
+        self._accelerator = accelerator
+        self._at_start = self._bad()
+
+    def check(self, step: int) -> None:
+        """Look at all trained weights; ranks with shares of them look at their own.
+
+        Raises:
+            BadNumbersError: if more parameters than at the start hold NaN or an infinity.
+        """
+        bad = self._bad()
+        if bad > self._at_start:
+            raise BadNumbersError(
+                f"step {step}: {bad} parameters have weights that are not finite numbers and "
+                "nothing is saved; resume from the last checkpoint with a lower learning_rate or "
+                "another precision."
+            )
+
+    def _bad(self) -> int:
+        bad = torch.zeros((), device=self._accelerator.device)
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                finite = [bool(p.isfinite().all()) for p in pieces_of(parameter) if _at_hand(p)]
+                bad += not all(finite)
+        return int(self._accelerator.reduce(bad, reduction="sum"))
+
+
+def _at_hand(piece: torch.Tensor) -> bool:
+    status = getattr(piece, "status", None)  # of ZeRO-3's shares
+    floating = piece.is_floating_point() and not piece.is_meta
+    return floating and (status is None or status.name == "AVAILABLE")

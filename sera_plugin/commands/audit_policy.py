@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sera_plugin.config import SeraConfigError
-from sera_plugin.runtime.files import first_line
+from sera_plugin.runtime.errors import SeraConfigError, first_line
 
 ADAPTER, WHOLE = "adapter_config.json", "config.json"
 

@@ -1,13 +1,43 @@
-"""What ``sera.bootstrap.engine: vllm`` needs of the host's config and of the environment."""
+"""What an engine of sampling needs of the host's config and of the environment."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sera_plugin.config import SeraConfig, SeraConfigError
+from sera_plugin.config import SeraConfig
+from sera_plugin.host.checks import sharded
 from sera_plugin.host.vllm_settings import VllmSettings
+from sera_plugin.runtime.errors import SeraConfigError
 
 KEY = "sera.bootstrap.engine: vllm"
+
+
+def check_engine(cfg: Any, config: SeraConfig) -> None:
+    """Check what ``sera.bootstrap.engine`` needs, before a model is loaded.
+
+    Raises:
+        SeraConfigError: one sentence naming the key, its value and what is allowed.
+    """
+    if config.bootstrap.fraction == 0:
+        return
+    if config.bootstrap.engine == "transformers_paged":
+        check_paged(cfg)
+    elif config.bootstrap.engine == "vllm":
+        check_vllm(cfg, config)
+
+
+def check_paged(cfg: Any) -> None:
+    """Check what continuous batching needs.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    how = sharded(cfg)
+    if how:
+        raise SeraConfigError(
+            f"sera.bootstrap.engine: transformers_paged can't be used under {how}, where no "
+            "process holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
+        )
 
 
 def check_vllm(cfg: Any, config: SeraConfig) -> None:
@@ -19,8 +49,6 @@ def check_vllm(cfg: Any, config: SeraConfig) -> None:
     from trl.import_utils import is_vllm_available
 
     bootstrap = config.bootstrap
-    if bootstrap.engine != "vllm" or bootstrap.fraction == 0:
-        return
     if bootstrap.sampler != "policy":
         raise SeraConfigError(
             f"sera.bootstrap.sampler: {bootstrap.sampler} can't be used with {KEY}, which is sent "

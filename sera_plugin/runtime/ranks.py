@@ -1,4 +1,4 @@
-"""Python objects sent between ranks, in pieces (collectives).
+"""Python objects sent between ranks, in pieces, and failures raised on all of them (collectives).
 
 NCCL sends objects through the GPU's memory. What is sent may be as large as the data or the
 trainable weights, so no more than ``AT_ONCE`` bytes of it are there at a time.
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+from sera_plugin.runtime.errors import FailedElsewhereError, in_short
 
 T = TypeVar("T")
 
@@ -50,3 +52,23 @@ def _broadcast(value: Any) -> list[Any]:
     box = [value]
     broadcast_object_list(box, from_process=0)
     return box
+
+
+def together(act: Callable[[], T]) -> T:
+    """``act()``; if it fails on one rank, all raise. Every rank must call this alike.
+
+    Raises:
+        FailedElsewhereError: what failed on another rank.
+        Exception: what failed on this one.
+    """
+    failure: Exception | None = None
+    try:
+        result = act()
+    except Exception as error:
+        failure = error
+    failures = [text for text in gathered([None if failure is None else in_short(failure)]) if text]
+    if failure is not None:
+        raise failure
+    if failures:
+        raise FailedElsewhereError(failures[0])
+    return result

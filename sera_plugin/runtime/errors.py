@@ -1,0 +1,59 @@
+"""The errors that a user reads, each one sentence, and the making of one line out of any error."""
+
+from __future__ import annotations
+
+
+class SeraConfigError(ValueError):
+    """A config or dataset that SeRA can't work with; the message is one sentence."""
+
+
+class StoreError(RuntimeError):
+    """Artifacts can't be written or read; the message is one sentence."""
+
+
+def what_happened(error: Exception) -> str:
+    """What an error while reading a file means for the file, as the end of a clause."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    if isinstance(error, OSError):
+        return f"can't be read ({error.strerror or error})"
+    return f"is damaged ({error})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class RunError(ValueError):
+    """A folder that can't be read as a run; the message is one sentence."""
+
+
+class RuleError(RuntimeError):
+    """A rule can't be applied to the data at hand; the message is one sentence."""
+
+
+class JudgeError(RuntimeError):
+    """The judge can't be used, or broke its contract; the message is one sentence."""
+
+
+class VllmError(RuntimeError):
+    """vLLM can't be used, or broke its contract; the message is one sentence."""
+
+
+class BadNumbersError(RuntimeError):
+    """Too many pairs have log-probs that are not finite numbers; the message is one sentence."""
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another rank failed; the message says how."""
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an error and what it says, on one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 500 else text[:497] + "..."
+
+
+class AskedToStop(Exception):
+    """The run is to end here; raised on all ranks at the same point."""
