@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sera_plugin.config import BootstrapConfig
 from sera_plugin.config.bootstrap import IMPLICIT
 from sera_plugin.config.fields import is_function
 from sera_plugin.host.models import whole_models
@@ -22,24 +22,27 @@ from sera_plugin.runtime.errors import JudgeError, first_line
 from sera_plugin.runtime.weights import fingerprint
 
 
-def court_of(trainer: Any) -> Court | None:
+def court_of(
+    config: BootstrapConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    folder: Path,
+    after_shard: Callable[[], None],
+) -> Court | None:
     """The judge that ``sera.bootstrap.judge`` names, on all ranks; None for ``implicit``.
 
     Raises:
         RuleError: if a function can't be imported.
         JudgeError: if a reward model can't be used.
     """
-    settings, accelerator = trainer.sera.bootstrap, trainer.accelerator
-    if settings.judge == IMPLICIT or settings.fraction == 0:
+    if config.judge == IMPLICIT or config.fraction == 0:
         return None
-    tokenizer = trainer._tokenizer
     judge: Judge = (
-        FunctionJudge(settings.judge, tokenizer)
-        if is_function(settings.judge)
-        else RewardModelJudge(settings.judge, tokenizer, accelerator)
+        FunctionJudge(config.judge, tokenizer)
+        if is_function(config.judge)
+        else RewardModelJudge(config.judge, tokenizer, accelerator)
     )
-    replaces = settings.judge_mode == "replace"
-    return Court(accelerator, judge, trainer.store.work, replaces, trainer.stop.check)
+    return Court(accelerator, judge, folder, config.judge_mode == "replace", after_shard)
 
 
 class RewardModelJudge:

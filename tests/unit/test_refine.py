@@ -22,7 +22,8 @@ from sera_plugin.data.ids import content_id
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round
-from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
+from sera_plugin.host.round_trainer import RoundTrainer
+from sera_plugin.host.rounds import REFINEMENT
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.quality_pairs import (
     QualityAnswers,
