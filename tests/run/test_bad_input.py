@@ -549,9 +549,7 @@ def test_max_steps_out_of_range(refused: Start, value: Any):
 
 
 @pytest.mark.cli
-@pytest.mark.parametrize(
-    "module", ["scipy.stats", "sera_plugin.host.checks", "sera_plugin.review.metrics"]
-)
+@pytest.mark.parametrize("module", ["sera_plugin.host.checks", "sera_plugin.review.metrics"])
 def test_missing_dependency_never_trains_plain_dpo(
     config: MakeConfig, run_cli: RunCli, tmp_path: Path, module: str
 ):
