@@ -16,13 +16,10 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-# Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
-from trl.trainer.dpo_trainer import selective_log_softmax
-
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
-from sera_plugin.host.models import KeyedCollator, logps_of_batch, plugin_config
+from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
 from sera_plugin.host.rounds import REFINEMENT, Rounds, Start
 
 
@@ -244,8 +241,9 @@ class RoundTrainer(AxolotlDPOTrainer):
         TRL's loss takes the same columns for the rewards it logs, and accuracy can't be corrected
         from means, so log πθ is taken from the logits once more.
         """
-        logps = selective_log_softmax(logits[..., :-1, :], batch["input_ids"][..., 1:])
-        logps = logps.masked_fill(batch["completion_mask"][..., 1:] == 0, 0.0).sum(dim=1)
+        tokens, is_answer = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+        # In the type that TRL's loss sums in, or accuracies differ.
+        logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
         chosen, rejected = (
             self.beta * (answer - batch[name])
             for answer, name in zip(

@@ -25,8 +25,9 @@ from sera_plugin.host.loading import chat_templates
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.shards import round_label
+from sera_plugin.scoring.logps import answer_logps
 from sera_plugin.scoring.policies import Policies
-from sera_plugin.scoring.scorer import Scorer, answer_logps, evaluating
+from sera_plugin.scoring.scorer import Scorer, evaluating
 from sera_plugin.training.quality_pairs import (
     QualityAnswers,
     QualityPairs,
@@ -135,8 +136,7 @@ class Refiner:
             with evaluating(model):
                 found = answer_logps(
                     model,
-                    given["input_ids"],
-                    given["attention_mask"],
+                    {name: given[name] for name in ("input_ids", "attention_mask")},
                     given["completion_mask"],
                     given["first"],
                 )
