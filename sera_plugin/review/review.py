@@ -25,6 +25,7 @@ from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
 from sera_plugin.review.lossdiff import Auxiliary
 from sera_plugin.review.selection import Choice, History, choose
+from sera_plugin.review.signals import SignalInput, measured
 from sera_plugin.runtime.shards import REFERENCE, round_label
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.recording import Recorded
@@ -177,6 +178,21 @@ class Reviewer:
             [*(earlier.margin if earlier else ()), own],
             [*(earlier.ensembled if earlier else ()), mixed],
         )
+        signals = measured(
+            self.config.selection.signals,
+            SignalInput(
+                ids=self.pairs.ids,
+                policy=policy,
+                reference=reference.aligned(self.pairs.ids),
+                ratios=ratios,
+                margin=own,
+                chosen_tokens=self.pairs.chosen_tokens,
+                rejected_tokens=self.pairs.rejected_tokens,
+                round_number=size.number,
+                seed=self.seed,
+                column=self.pairs.column,
+            ),
+        )
         choice = choose(
             self.pairs.ids,
             history,
@@ -184,6 +200,7 @@ class Reviewer:
             self.config.selection,
             external=self.external,
             loss_difference=self._loss_difference(policy, reference),
+            signals=signals,
             round_number=size.number,
             seed=self.seed,
         )
@@ -197,6 +214,7 @@ class Reviewer:
             score=choice.scores,
             flipped=choice.flipped,
             measured_in=measured_in,
+            signals=signals,
         )
         return table, choice, history, phase
 
