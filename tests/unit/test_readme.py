@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from sera_plugin.config import SelectionConfig, SeraArgs, SeraConfig
 from sera_plugin.config.parsing import allowed_at, block_of
-from sera_plugin.data import tables
+from sera_plugin.data.columns import Candidates, Column, Margins, Refinement, Rows
 from sera_plugin.host.checks import _UNSUPPORTED
 from sera_plugin.review import metrics
 from sera_plugin.review.guard import Signals
@@ -111,15 +111,10 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
     assert listed == written | others
 
 
-@pytest.mark.parametrize("file", ["margins", "rows", "candidates"])
-def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
-    listed = named([r[0] for r in table_after(f"`{file}.parquet`:")])
-    if file == "margins":
-        source = Path(tables.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
-        columns = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
-    else:
-        columns = set({"rows": tables.ROWS, "candidates": tables.CANDIDATES}[file].names)
-    assert listed == columns
+@pytest.mark.parametrize("file", [Margins, Rows, Candidates, Refinement])
+def test_columns_of_the_artifacts_are_in_a_table(file: type[Column]) -> None:
+    listed = named([row[0] for row in table_after(f"`{file.file}`:")])
+    assert listed == set(file)
 
 
 def table_after(text: str) -> list[list[str]]:

@@ -24,6 +24,7 @@ from sera_plugin.commands.report.figures import (
 )
 from sera_plugin.commands.report.page import Figure
 from sera_plugin.commands.report.reviews import Reviews
+from sera_plugin.data.columns import Pairs, Rows
 from sera_plugin.data.reader import RunFiles, StoredRound
 
 POINTS = 3000
@@ -183,23 +184,28 @@ def _sizes(run: RunFiles) -> Figure | None:
     )
 
 
+_SIDES = {
+    "chosen": (Pairs.CHOSEN_TOKENS, Rows.CHOSEN_IDS),
+    "rejected": (Pairs.REJECTED_TOKENS, Rows.REJECTED_IDS),
+}
+
+
 def _lengths(run: RunFiles, reviews: Reviews, pairs: pa.Table | None) -> Figure | None:
     groups: dict[str, np.ndarray] = {}
     if pairs is not None:
         if run.reviewed:
-            mask = reviews.kept[-1][reviews.rows_of(pairs["example_id"].to_pylist())]
-            for side in ("chosen", "rejected"):
-                tokens = pairs[f"{side}_tokens"].to_numpy()
+            mask = reviews.kept[-1][reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())]
+            for side, (column, _) in _SIDES.items():
+                tokens = pairs[column].to_numpy()
                 groups[f"{side}<br>kept"] = tokens[mask]
                 groups[f"{side}<br>dropped"] = tokens[~mask]
         else:
-            for side in ("chosen", "rejected"):
-                groups[f"{side}<br>offline"] = pairs[f"{side}_tokens"].to_numpy()
-    if run.reviewed and (run.reviewed[-1].folder / "rows.parquet").is_file():
-        rows = run.reviewed[-1].table("rows.parquet", ["chosen_ids", "rejected_ids"])
-        for side in ("chosen", "rejected"):
-            tokens = pc.list_value_length(rows[f"{side}_ids"]).drop_null().to_numpy()
-            groups[f"{side}<br>new"] = tokens
+            for side, (column, _) in _SIDES.items():
+                groups[f"{side}<br>offline"] = pairs[column].to_numpy()
+    if run.reviewed and (run.reviewed[-1].folder / Rows.file).is_file():
+        rows = run.reviewed[-1].table(Rows, Rows.CHOSEN_IDS, Rows.REJECTED_IDS)
+        for side, (_, ids) in _SIDES.items():
+            groups[f"{side}<br>new"] = pc.list_value_length(rows[ids]).drop_null().to_numpy()
     return boxes(
         "lengths",
         "Lengths by source",
