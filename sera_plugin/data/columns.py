@@ -48,7 +48,7 @@ class Column(StrEnum):
     def as_markdown(cls) -> str:
         """A table of name, type and meaning; neighbours of one meaning share a row."""
         groups = groupby(cls, lambda column: (_words(column.type), column.meaning))
-        rows = [(_code(columns), *both) for both, columns in groups]
+        rows = [(code(columns), *both) for both, columns in groups]
         return markdown(("Column", "Type", "Meaning"), rows)
 
 
@@ -59,7 +59,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _code(names: Iterable[str]) -> str:
+def code(names: Iterable[str]) -> str:
+    """Names as code in Markdown."""
     return ", ".join(f"`{name}`" for name in names)
 
 
