@@ -16,7 +16,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from sera_plugin.data.candidates import Answered, Prompt, Rollout, Source
+from sera_plugin.data.candidates import Answered, Prompt, Rollout
 from sera_plugin.data.ids import uniforms
 from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
@@ -32,9 +32,6 @@ batch: every decoding step pays for the padding of all prompts."""
 
 SHARD_BATCHES = 2
 """Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
-
-
-_BAR = {Source.POLICY: "sampling", Source.REFERENCE: "sampling from the reference"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Sampler:
         batches = plan_batches(lengths, budget, shortest) if len(prompts) else []
         found = Pass(
             self.accelerator,
-            f"Round {round_number}: {_BAR[self.settings.writer]}",
+            f"Round {round_number}: {self.settings.writer.bar}",
             lambda number: self._batch(
                 model, [prompts[i] for i in batches[number]], seed, round_number, synced
             ),

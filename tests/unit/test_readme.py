@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,9 @@ from pydantic.fields import FieldInfo
 from sera_plugin.config import SeraArgs, SeraConfig
 from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.config.parts import RULES
-from sera_plugin.data import tables
+from sera_plugin.data.columns import Candidates, Column, Margins, Refinement, Rows
+from sera_plugin.data.metrics import METRICS, SET
 from sera_plugin.host.checks import _UNSUPPORTED
-from sera_plugin.review import metrics
-from sera_plugin.review.guard import Signals
-from sera_plugin.review.pairing import Shortfall
-from sera_plugin.training import refinement
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,39 +83,13 @@ def test_refused_keys_are_named() -> None:
 
 def test_metrics_of_the_code_are_in_the_table() -> None:
     listed = named([row[0] for row in table("| Metric ")])
-    source = Path(metrics.__file__).read_text(encoding="utf-8")
-    body = source.split("def table_text")[0]
-    found = set(re.findall(r'found\["(\w+)"\]|^\s+"(\w+)": ', body, re.MULTILINE))
-    written = {name for pair in found for name in pair if name}
-    written |= {f"margin_q{q:02d}" for q in metrics.QUANTILES}
-    written |= {f"short_{reason.value}" for reason in Shortfall}
-    written |= {f"guard_{signal.name}" for signal in fields(Signals)}
-    assert {"threshold", "kept_overlap", "kl_policy_samples"} <= written
-    assert written <= listed
-    written |= {f"delta_q{q:02d}" for q in refinement.QUANTILES}
-    written |= {f"delta_{what}" for what in ("mean", "std")}
-    written |= {f"delta_{what}_correlation" for what in ("margin", "score")}
-    others = {
-        "accuracy_eval",
-        "set_aside_eval",
-        "seconds_training",
-        "seconds_refining",
-        "unrefined",
-    }
-    others |= {f"{what}_{n}" for what in ("seconds", "tokens_per_second") for n in ("scoring",)}
-    others |= {"seconds_generation", "tokens_per_second_generation", "tokens_per_second_training"}
-    assert listed == written | others
+    assert listed == {metric.name.replace(SET, "eval") for metric in METRICS}
 
 
-@pytest.mark.parametrize("file", ["margins", "rows", "candidates"])
-def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
-    listed = named([r[0] for r in table_after(f"`{file}.parquet`:")])
-    if file == "margins":
-        source = Path(tables.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
-        columns = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
-    else:
-        columns = set({"rows": tables.ROWS, "candidates": tables.CANDIDATES}[file].names)
-    assert listed == columns
+@pytest.mark.parametrize("file", [Margins, Rows, Candidates, Refinement])
+def test_columns_of_the_artifacts_are_in_a_table(file: type[Column]) -> None:
+    listed = named([row[0] for row in table_after(f"`{file.file}`:")])
+    assert listed == set(file)
 
 
 def table_after(text: str) -> list[list[str]]:
