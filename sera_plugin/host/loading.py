@@ -1,21 +1,22 @@
-"""Loading the pairs through the host, with its obscure errors turned into sentences.
+"""Pairs, token ids and models loaded through the host, its obscure errors turned into sentences.
 
-Stands apart from ``host``, which imports the trainers: these must not be imported before Axolotl
-has patched TRL, and it does that after the datasets are loaded.
+Imports the host where it is used: a trainer must not be imported before Axolotl has patched TRL,
+and it does that after the datasets are loaded.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from sera_plugin.runtime.errors import SeraConfigError
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
     from transformers import PreTrainedTokenizerBase
 
 
@@ -39,11 +40,33 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     return meta, load_tokenizer(cfg)
 
 
-def refused(path: Path, error: ValidationError) -> SeraConfigError:
-    """What the host finds wrong with a config, as one sentence."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"])) or "config"
-    return SeraConfigError(f"{path}: {key}: {first['msg']}")
+def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Dataset:
+    """Preference pairs with token ids, as the trainer of a run has them; needs no model."""
+    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+    trainer = AxolotlDPOTrainer.__new__(AxolotlDPOTrainer)
+    trainer._tokenizer = tokenizer
+    args: Any = SimpleNamespace(
+        max_length=max_length, truncation_mode="keep_start", dataset_num_proc=None
+    )
+    return trainer._prepare_dataset(dataset, tokenizer, args, "train")
+
+
+def load_model(cfg: Any, tokenizer: Any, path: str) -> Any:
+    """A model as the host loads the reference of a run: without the config's adapter.
+
+    Args:
+        cfg: the host's validated config.
+        tokenizer: the run's.
+        path: a folder or a name on the hub, in the place of ``base_model``.
+    """
+    from axolotl.loaders import ModelLoader
+
+    cfg = deepcopy(cfg)
+    cfg.base_model = cfg.base_model_config = path
+    cfg.lora_model_dir = None
+    model, _ = ModelLoader(cfg, tokenizer, reference_model=True).load()
+    return model
 
 
 def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:

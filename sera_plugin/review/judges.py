@@ -16,10 +16,9 @@ from transformers import (
 
 from sera_plugin.config.bootstrap import IMPLICIT
 from sera_plugin.config.fields import is_function
-from sera_plugin.host.models import whole_models
+from sera_plugin.host.models import fingerprint, whole_models
 from sera_plugin.review.judging import KEY, Court, FunctionJudge, Judge, Question
 from sera_plugin.runtime.errors import JudgeError, first_line
-from sera_plugin.runtime.weights import fingerprint
 
 
 def court_of(trainer: Any) -> Court | None:

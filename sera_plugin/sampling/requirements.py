@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.host.checks import sharded
+from sera_plugin.host.checks import sharded, vllm_installed
 from sera_plugin.host.vllm_settings import VllmSettings
 from sera_plugin.runtime.errors import SeraConfigError
 
@@ -46,8 +46,6 @@ def check_vllm(cfg: Any, config: SeraConfig) -> None:
     Raises:
         SeraConfigError: one sentence naming the key, its value and what is allowed.
     """
-    from trl.import_utils import is_vllm_available
-
     bootstrap = config.bootstrap
     if bootstrap.sampler != "policy":
         raise SeraConfigError(
@@ -66,7 +64,7 @@ def check_vllm(cfg: Any, config: SeraConfig) -> None:
             "ZeRO-1, ZeRO-2 and ZeRO-3."
         )
     _check_sizes(cfg, bootstrap.vllm_mode)
-    if not is_vllm_available():
+    if not vllm_installed():
         raise SeraConfigError(
             f"{KEY} with vllm_mode: {bootstrap.vllm_mode} needs vLLM, which is not installed in "
             "this environment; `pip install 'trl[vllm]'` brings it (vllm_mode: server needs it "
