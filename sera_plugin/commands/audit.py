@@ -116,8 +116,7 @@ def _free(output_dir: Path) -> Path:
 
 def _load(config: Path, folder: Path) -> tuple[Any, Any, Any]:
     """The host's config, all pairs and the tokenizer."""
-    from sera_plugin.host.config import read_config
-    from sera_plugin.host.loading import load_preference_data
+    from sera_plugin.host.loading import load_preference_data, read_config
 
     # All pairs are audited, and the host writes its log beside the results, not into the run.
     cfg = read_config(config, val_set_size=0, output_dir=str(folder))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble, read_block
 from sera_plugin.config import SeraConfig
 from sera_plugin.host.checks import plan_of, zero_stage
-from sera_plugin.host.config import config_on
-from sera_plugin.host.loading import chat_templates, load_preference_data, tokenized
+from sera_plugin.host.loading import chat_templates, config_on, load_preference_data, tokenized
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.training.checks import check_data
 from sera_plugin.training.costs import ModelSize

@@ -250,13 +250,6 @@ def check_tokenizer(cfg: Any, config: SeraConfig, dataset: Dataset, tokenizer: A
     )
 
 
-def vllm_installed() -> bool:
-    """Whether TRL finds a vLLM."""
-    from trl.import_utils import is_vllm_available
-
-    return bool(is_vllm_available())
-
-
 def rl_of(cfg: Any) -> Any:
     """The host's ``rl:`` value as a word."""
     return getattr(cfg.get("rl"), "value", cfg.get("rl"))
