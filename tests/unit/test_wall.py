@@ -8,6 +8,7 @@ extended. Else it is somebody else's. What may be imported of the hosts is liste
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,14 +89,20 @@ def kept(tree: ast.Module) -> set[str]:
     return {node.attr for node in stored if is_private(node.attr)}
 
 
-def inherited(path: str, modules: dict[str, ast.Module]) -> Iterator[ast.Module]:
-    """A module, and those whose classes it extends."""
-    home = {
-        node.name: other
-        for other, tree in modules.items()
+def homes(modules: dict[str, ast.Module]) -> dict[str, str]:
+    """In which module each class stands."""
+    return {
+        node.name: path
+        for path, tree in modules.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }
+
+
+def inherited(
+    path: str, modules: dict[str, ast.Module], home: dict[str, str]
+) -> Iterator[ast.Module]:
+    """A module, and those whose classes it extends."""
     todo, seen = [path], set()
     while todo:
         here = todo.pop()
@@ -106,13 +113,16 @@ def inherited(path: str, modules: dict[str, ast.Module]) -> Iterator[ast.Module]
         todo += [home[base] for base in bases if base in home and home[base] not in seen]
 
 
-def private_touches(path: str, modules: dict[str, ast.Module]) -> Iterator[str]:
+def private_touches(
+    path: str, modules: dict[str, ast.Module], home: dict[str, str]
+) -> Iterator[str]:
     """Private names that are somebody else's, as they stand in the source."""
     tree = modules[path]
-    own = set().union(*(defined(each) | kept(each) for each in inherited(path, modules)))
+    here = defined(tree)
+    own = set().union(*(defined(each) | kept(each) for each in inherited(path, modules, home)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if node.attr not in (own if is_own(node.value) else defined(tree)):
+            if node.attr not in (own if is_own(node.value) else here):
                 yield ast.unparse(node)
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sera_plugin"):
             yield from (f"{node.module}.{a.name}" for a in node.names if is_private(a.name))
@@ -122,7 +132,7 @@ def private_touches(path: str, modules: dict[str, ast.Module]) -> Iterator[str]:
             and len(node.args) > 1
             and isinstance(node.args[1], ast.Constant)
             and is_private(node.args[1].value)
-            and node.args[1].value not in (own if is_own(node.args[0]) else defined(tree))
+            and node.args[1].value not in (own if is_own(node.args[0]) else here)
         ):
             yield ast.unparse(node)
 
@@ -142,13 +152,15 @@ def host_imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield whole[ast.unparse(node.value)], node.attr
 
 
+@functools.cache
 def crossings(folder: Path) -> tuple[set[str], set[str]]:
     """Private names and imports that the wall does not let through, by file."""
     outside = {path: tree for path, tree in trees(folder).items() if not path.startswith("host/")}
+    home = homes(outside)
     private = {
         f"{path}: {name}"
         for path, tree in outside.items()
-        for name in private_touches(path, outside)
+        for name in private_touches(path, outside, home)
     }
     imports = {
         f"{path}: {module}.{name}"
