@@ -116,16 +116,10 @@ def _free(output_dir: Path) -> Path:
 
 def _load(config: Path, folder: Path) -> tuple[Any, Any, Any]:
     """The host's config, all pairs and the tokenizer."""
-    from axolotl.cli.config import load_cfg
-    from pydantic import ValidationError
+    from sera_plugin.host.loading import load_preference_data, read_config
 
-    from sera_plugin.host.loading import load_preference_data, refused
-
-    try:
-        # All pairs are audited, and the host writes its log beside the results, not into the run.
-        cfg = load_cfg(str(config), val_set_size=0, output_dir=str(folder))
-    except ValidationError as error:
-        raise refused(config, error) from error
+    # All pairs are audited, and the host writes its log beside the results, not into the run.
+    cfg = read_config(config, val_set_size=0, output_dir=str(folder))
     cfg.test_datasets = None
     meta, tokenizer = load_preference_data(cfg)
     return cfg, meta.train_dataset, tokenizer
@@ -133,7 +127,7 @@ def _load(config: Path, folder: Path) -> tuple[Any, Any, Any]:
 
 def _tokenized(cfg: Any, dataset: Any, tokenizer: Any) -> tuple[Any, Any]:
     from sera_plugin.data.pairs import OfflinePairs
-    from sera_plugin.host.models import tokenized
+    from sera_plugin.host.loading import tokenized
 
     if len(dataset) == 0:
         raise SeraConfigError(

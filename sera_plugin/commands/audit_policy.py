@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +117,9 @@ class AuditModels:
             yield model
 
     def _load(self, path: str) -> Any:
-        from axolotl.loaders import ModelLoader
+        from sera_plugin.host.loading import load_model
 
-        cfg = deepcopy(self.cfg)
-        cfg.base_model = cfg.base_model_config = path
-        cfg.lora_model_dir = None
-        # A reference model comes without the adapter that the config asks for.
-        model, _ = ModelLoader(cfg, self.tokenizer, reference_model=True).load()
-        return model
+        return load_model(self.cfg, self.tokenizer, path)
 
     def _prepared(self, model: Any) -> Any:
         return self.accelerator.prepare_model(model, evaluation_mode=True)

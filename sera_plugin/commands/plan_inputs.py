@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble, read_block
 from sera_plugin.config import SeraConfig
 from sera_plugin.host.checks import plan_of, zero_stage
-from sera_plugin.runtime.errors import SeraConfigError, first_line
+from sera_plugin.host.loading import chat_templates, config_on, load_preference_data, tokenized
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.training.checks import check_data
 from sera_plugin.training.costs import ModelSize
 
 if TYPE_CHECKING:
     from sera_plugin.data.pairs import OfflinePairs
 
-QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
-"""Bytes per weight, with the scales of their blocks."""
 PLAIN_SCHEDULES = {
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt",
@@ -37,9 +36,7 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
         SeraConfigError: one sentence, if the run would be refused.
     """
     raw, config = read_block(path)
-    cfg = _validated(path, raw, processes)
-    from sera_plugin.host.loading import load_preference_data
-
+    cfg = config_on(processes, path, raw)
     meta, tokenizer = load_preference_data(cfg)
     check_data(cfg, config, meta.train_dataset, tokenizer)
     lengths = _lengths(cfg, config, meta, tokenizer)
@@ -59,51 +56,8 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
     )
 
 
-def _validated(path: Path, raw: dict[str, Any], processes: int) -> Any:
-    """What ``axolotl train`` makes of the config, on a machine that is described by hand."""
-    import torch
-    from axolotl.cli.config import plugin_set_cfg, prepare_plugins
-    from axolotl.utils.config import normalize_config, validate_config
-    from axolotl.utils.dict import DictDefault
-    from pydantic import ValidationError
-
-    from sera_plugin.host.loading import refused
-
-    cfg = DictDefault(raw)
-    cfg.axolotl_config_path = str(path)
-    prepare_plugins(cfg)
-    machine = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": processes}
-    try:
-        cfg = validate_config(
-            cfg,
-            capabilities=machine | {"compute_capability": "sm_90"},
-            env_capabilities={"torch_version": torch.__version__.split("+")[0]},
-        )
-    except ValidationError as error:
-        raise refused(path, error) from error
-    cfg.planned_dtype_bytes = _dtype_bytes(cfg)
-    try:
-        normalize_config(cfg)
-    except (OSError, ValueError) as error:
-        raise SeraConfigError(f"base_model: {cfg.base_model}: {first_line(error)}") from error
-    cfg.batch_size = cfg.batch_size * processes
-    cfg.world_size = processes
-    plugin_set_cfg(cfg)
-    return cfg
-
-
-def _dtype_bytes(cfg: Any) -> float:
-    """Bytes per weight as loaded, on a GPU that has bf16."""
-    for key, size in QUANTIZED.items():
-        if cfg.get(key):
-            return size
-    half = any(cfg.get(key) for key in ("bf16", "bfloat16", "fp16", "float16"))
-    return 2 if half else 4
-
-
 def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths:
     from sera_plugin.data.pairs import OfflinePairs
-    from sera_plugin.host.models import tokenized
 
     def total(pairs: OfflinePairs) -> int:
         return int((2 * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).sum())
@@ -132,7 +86,6 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
 
 def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any) -> int:
     """Tokens that Δ of all pairs takes."""
-    from sera_plugin.host.loading import chat_templates
     from sera_plugin.training.quality_pairs import QualityPairs
     from sera_plugin.training.quality_prompt import QualityWriter
 

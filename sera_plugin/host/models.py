@@ -1,16 +1,17 @@
-"""Helpers around models, batches and the run's config; see the package's docstring."""
+"""Helpers around models, batches and the run's config. Collectives: a gather in ``fingerprint``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+import transformers
 from axolotl.integrations.base import PluginManager
-from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import deepspeed as _deepspeed
 from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
 
@@ -19,23 +20,19 @@ from trl.trainer.dpo_trainer import selective_log_softmax
 from trl.trainer.utils import use_adapter
 
 from sera_plugin.data.rounds import ROW_KEY
+from sera_plugin.runtime.ranks import gathered
+from sera_plugin.runtime.weights import content_of, named_weights, pieces_of
 
 __all__ = ["disable_gradient_checkpointing", "selective_log_softmax", "use_adapter"]
+
+
+# Neither changes log-probs, and the host sets both as it goes along.
+_IRRELEVANT = {"use_cache", "_name_or_path"}
 
 
 def plugin_config() -> Any:
     """The validated config of the run, as Axolotl hands it to its plugins."""
     return PluginManager.get_instance().cfg
-
-
-def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Dataset:
-    """Preference pairs with token ids, as the trainer of a run has them; needs no model."""
-    trainer = AxolotlDPOTrainer.__new__(AxolotlDPOTrainer)
-    trainer._tokenizer = tokenizer
-    args: Any = SimpleNamespace(
-        max_length=max_length, truncation_mode="keep_start", dataset_num_proc=None
-    )
-    return trainer._prepare_dataset(dataset, tokenizer, args, "train")
 
 
 @contextmanager
@@ -110,3 +107,62 @@ def whole_models() -> Iterator[None]:
         yield
     finally:
         _deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] = ()) -> str:
+    """32 hex digits of all weights, by name; equal on every rank, which must all call it.
+
+    Ranks that hold whole weights find the same value whatever their number. Ranks that hold
+    shares of the weights (ZeRO-3, FSDP2) hash their own, and the value depends on the shares.
+
+    Args:
+        model: the model below DDP and the like.
+        without: parameters that don't take part.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # A forward pass may leave whole weights behind, and a fresh process has shares.
+            module.reshard()
+    excluded = {id(parameter) for parameter in without}
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(_settings(model).encode())
+    for name, tensor in named_weights(model):
+        if id(tensor) in excluded:
+            continue
+        digest.update(name.encode())
+        for piece in pieces_of(tensor):
+            digest.update(f"\0{piece.dtype}{tuple(piece.shape)}\0".encode())
+            digest.update(content_of(piece))
+    shares = dict.fromkeys(gathered([digest.hexdigest()]))
+    return hashlib.blake2b("".join(shares).encode(), digest_size=16).hexdigest()
+
+
+def adapter_weights(model: torch.nn.Module, kept: str | None) -> list[torch.nn.Parameter]:
+    """Parameters of all PEFT adapters but the one named ``kept``."""
+    found = []
+    for module in model.modules():
+        for attribute in getattr(module, "adapter_layer_names", ()):
+            adapters = getattr(module, attribute, None)
+            if isinstance(adapters, torch.nn.ModuleDict):
+                named = ((name, tuple(part.parameters())) for name, part in adapters.items())
+            elif isinstance(adapters, torch.nn.ParameterDict):
+                named = ((name, (part,)) for name, part in adapters.items())
+            else:
+                continue
+            found += [p for name, parameters in named if name != kept for p in parameters]
+    return found
+
+
+def _settings(model: torch.nn.Module) -> str:
+    """What log-probs follow from beside the weights."""
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    scales = {
+        name: module.scaling
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "scaling", None), dict)
+    }
+    known = {name: value for name, value in values.items() if name not in _IRRELEVANT}
+    kernels: list[Any] = [torch.__version__, transformers.__version__]
+    kernels.append(getattr(config, "_attn_implementation", None))
+    return json.dumps([known, scales, kernels], sort_keys=True, default=str)

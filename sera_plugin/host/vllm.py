@@ -90,6 +90,13 @@ class _Elsewhere:
         """Nothing to rest."""
 
 
+def vllm_installed() -> bool:
+    """Whether TRL finds a vLLM."""
+    from trl.import_utils import is_vllm_available
+
+    return bool(is_vllm_available())
+
+
 def connect(
     model: Any, tokenizer: Any, accelerator: Accelerator, settings: VllmSettings
 ) -> Server | Colocated | _Elsewhere:

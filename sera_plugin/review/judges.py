@@ -20,10 +20,9 @@ from transformers import (
 from sera_plugin.config import BootstrapConfig
 from sera_plugin.config.fields import is_function
 from sera_plugin.config.parts import JUDGES
-from sera_plugin.host.models import whole_models
+from sera_plugin.host.models import fingerprint, whole_models
 from sera_plugin.review.judging import KEY, Court, Judge, Question
 from sera_plugin.runtime.errors import JudgeError, first_line
-from sera_plugin.runtime.weights import fingerprint
 
 
 @dataclass(frozen=True)

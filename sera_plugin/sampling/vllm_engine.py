@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.host.vllm import connect, gathering
+from sera_plugin.host.vllm import connect, gathering, vllm_installed
 from sera_plugin.host.vllm_settings import Reply, VllmSettings
 from sera_plugin.runtime.errors import SeraConfigError, VllmError
 from sera_plugin.runtime.logs import logger
@@ -89,8 +89,6 @@ class VllmEngine:
         Raises:
             SeraConfigError: one sentence naming the key, its value and what is allowed.
         """
-        from trl.import_utils import is_vllm_available
-
         bootstrap = config.bootstrap
         if bootstrap.sampler != "policy":
             raise SeraConfigError(
@@ -110,7 +108,7 @@ class VllmEngine:
                 "ZeRO-1, ZeRO-2 and ZeRO-3."
             )
         _check_sizes(cfg, bootstrap.vllm_mode)
-        if not is_vllm_available():
+        if not vllm_installed():
             raise SeraConfigError(
                 f"{KEY} with vllm_mode: {bootstrap.vllm_mode} needs vLLM, which is not installed "
                 "in this environment; `pip install 'trl[vllm]'` brings it (vllm_mode: server needs "

@@ -14,12 +14,17 @@ from transformers import PreTrainedModel
 
 from sera_plugin.data.candidates import Source
 from sera_plugin.host.facts import Models
-from sera_plugin.host.models import disable_gradient_checkpointing, gathered_weights, use_adapter
+from sera_plugin.host.models import (
+    adapter_weights,
+    disable_gradient_checkpointing,
+    fingerprint,
+    gathered_weights,
+    use_adapter,
+)
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.memory import Placement, choose_gather, resting_place
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin
-from sera_plugin.runtime.weights import adapter_weights, fingerprint
 from sera_plugin.scoring.scorer import Forward, inference
 from sera_plugin.scoring.snapshot import Snapshot
 

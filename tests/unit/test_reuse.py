@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
 from sera_plugin.data.candidates import Source
+from sera_plugin.host.models import adapter_weights, fingerprint
 from sera_plugin.runtime.shards import LOG, Origin, round_label
-from sera_plugin.runtime.weights import adapter_weights, fingerprint
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
