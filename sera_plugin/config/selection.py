@@ -63,7 +63,7 @@ class SelectionConfig(Block):
             "allowed": "top, band, bottom, random, threshold, lossdiff_irm, external, or "
             "package.module:function"
         },
-        description="Which pairs are kept: see Rules of selection below.",
+        description="Which pairs are kept; docs/selection.md lists the rules.",
     )
     keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
         default=KEEP,

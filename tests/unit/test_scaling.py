@@ -36,7 +36,9 @@ from sera_plugin.training.costs import (
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LAUNCHING = [
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/multi-gpu.md")
+]
 
 FULL = ModelSize(parameters=1000, trainable=1000)
 ADAPTER = ModelSize(parameters=1010, trainable=10, separate_reference=False)
@@ -430,12 +432,12 @@ def test_the_document_states_what_the_tables_assume() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The launch lines of the README, up to the command that would be run.
+# The launch lines of README and docs/multi-gpu.md, up to the command that would be run.
 
-SEVERAL = README.split("## Several GPUs", 1)[1].split("\n## ")[0]
 LINES = [
     re.sub(r"\s+#.*", "", line)
-    for line in SEVERAL.replace("\\\n", " ").splitlines()
+    for page in LAUNCHING
+    for line in page.replace("\\\n", " ").splitlines()
     if line.startswith("axolotl train")
 ]
 
