@@ -192,7 +192,10 @@ def warm_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCli]:
             expect_failure: bool = False,
             timeout: float = 0,
         ) -> str:
-            own = {k: v for k, v in (env or {}).items() if k != "PYTHONPATH"}
+            own = dict(env or {})
+            if "PYTHONPATH" in own:
+                both = dict.fromkeys([own["PYTHONPATH"], SHIM["PYTHONPATH"]])
+                own["PYTHONPATH"] = os.pathsep.join(both)
             done = axolotl.run(logs / f"{next(numbers)}", *args, **own)
             if (done.code != 0) != expect_failure:
                 pytest.fail(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sera_plugin.config.fields import Block, Count, Float, Int
 from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
-
-IMPLICIT = "implicit"
+from sera_plugin.config.parts import ENGINES, JUDGES
 
 
 class BootstrapConfig(Block):
@@ -59,10 +58,12 @@ class BootstrapConfig(Block):
         "with the weight `sera.ensemble`; keeps a frozen copy of the trainable weights in host "
         "memory.",
     )
-    engine: Literal["transformers", "transformers_paged", "vllm"] = Field(
+    engine: Annotated[str, Field(max_length=500), AfterValidator(ENGINES.check)] = Field(
         default="transformers",
+        json_schema_extra=ENGINES.schema,
         description="What samples: `transformers`, its `generate`; `transformers_paged`, its "
-        "continuous batching, for GPUs with flash attention; `vllm`, see docs/vllm.md.",
+        "continuous batching, for GPUs with flash attention; `vllm`, see docs/vllm.md; or a class "
+        "of your own.",
     )
     vllm_mode: Literal["server", "colocate"] = Field(
         default="server",
@@ -76,10 +77,8 @@ class BootstrapConfig(Block):
     )
 
     judge: Annotated[str, Field(min_length=1, max_length=500)] = Field(
-        default=IMPLICIT,
-        json_schema_extra={
-            "allowed": "implicit, package.module:function, or the path of a reward model"
-        },
+        default="implicit",
+        json_schema_extra=JUDGES.schema,
         description="Who ranks the answers: the implicit reward, a function of your own, or a "
         "sequence-classification model.",
     )

@@ -30,6 +30,15 @@ def is_function(value: str) -> bool:
     return re.fullmatch(FUNCTION, value) is not None
 
 
+def shown(value: Any, limit: int = 80) -> str:
+    """``value`` as a message shows it: printable ASCII, and not longer than ``limit``."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # more digits or levels than Python writes out
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def false_means(value: Any, block: Any) -> BeforeValidator:
     """A validator for a block of keys that may be `false` as well, which then means ``value``."""
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sera_plugin.config.block import SeraConfig
+from sera_plugin.config.fields import shown
 from sera_plugin.runtime.errors import SeraConfigError
 
 
@@ -27,7 +28,7 @@ def parse_block(raw: Any) -> SeraConfig | None:
         return SeraConfig()
     if not isinstance(raw, dict):
         raise SeraConfigError(
-            f"sera: {_show(raw)} is not allowed; write a block of keys, true or false."
+            f"sera: {shown(raw)} is not allowed; write a block of keys, true or false."
         )
     try:
         return SeraConfig.model_validate(_plain(raw))
@@ -41,20 +42,12 @@ def _plain(value: Any, path: str = "sera", levels: int = 3) -> Any:
         return value
     for key in value:
         if not isinstance(key, str) or not key.isprintable():
-            raise SeraConfigError(f"{path}: {_show(key)} is not a key of SeRA; keys are words.")
+            raise SeraConfigError(f"{path}: {shown(key)} is not a key of SeRA; keys are words.")
     return {
-        k: _plain(v, f"{path}.{k if k.isascii() else _show(k)}", levels - 1)
+        k: _plain(v, f"{path}.{k if k.isascii() else shown(k)}", levels - 1)
         for k, v in value.items()
         if v is not None
     }
-
-
-def _show(value: Any, limit: int = 80) -> str:
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):  # more digits or levels than Python writes out
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
@@ -89,6 +82,14 @@ def allowed_at(path: tuple[str | int, ...]) -> str:
     return " or ".join(dict.fromkeys(_describe(option, schema) for option in options))
 
 
+def default_at(path: tuple[str | int, ...]) -> Any:
+    """What the key at this path holds, as JSON, where it is not written; None for no key."""
+    model = _model_at(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model and path else None
+    value = field.get_default(call_default_factory=True) if field else None
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
 def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
     if "const" in option:
         return {True: "true", False: "false"}.get(option["const"], str(option["const"]))
@@ -117,10 +118,10 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error" and str(first["ctx"]["error"]).startswith("sera."):
         return str(first["ctx"]["error"])
     path = _key_path(first["loc"])
-    key = ".".join(["sera", *(_show(p).strip("'") for p in path)])
+    key = ".".join(["sera", *(shown(p).strip("'") for p in path)])
     if first["type"] == "extra_forbidden":
-        return f"{key}: {_show(first['input'])} is not a key of SeRA; {_hint(path)}"
-    return f"{key}: {_show(first['input'])} is not allowed; it must be {allowed_at(path)}."
+        return f"{key}: {shown(first['input'])} is not a key of SeRA; {_hint(path)}"
+    return f"{key}: {shown(first['input'])} is not allowed; it must be {allowed_at(path)}."
 
 
 def _key_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from sera_plugin.config.fields import FUNCTION, MOST, Block, Count, Float
+from sera_plugin.config.fields import MOST, Block, Count, Float
+from sera_plugin.config.parts import RULES, SIGNALS, title_of
 
 KEEP = 0.7
 Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
 Percentile = Annotated[Float, Field(ge=0, le=100)]
 Scale = Annotated[Float, Field(gt=0)]
-Path = Annotated[str, Field(pattern=FUNCTION, max_length=500)]
+RuleName = Annotated[str, Field(max_length=500), AfterValidator(RULES.check)]
+SignalName = Annotated[
+    str,
+    Field(max_length=500, json_schema_extra={"anyOf": SIGNALS.schema["anyOf"]}),
+    AfterValidator(SIGNALS.check),
+]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -55,14 +67,9 @@ class ExternalConfig(Block):
 class SelectionConfig(Block):
     """Self-review: which offline pairs a reviewed round keeps."""
 
-    rule: (
-        Literal["top", "band", "bottom", "random", "threshold", "lossdiff_irm", "external"] | Path
-    ) = Field(
+    rule: RuleName = Field(
         default="top",
-        json_schema_extra={
-            "allowed": "top, band, bottom, random, threshold, lossdiff_irm, external, or "
-            "package.module:function"
-        },
+        json_schema_extra=RULES.schema,
         description="Which pairs are kept; docs/selection.md lists the rules.",
     )
     keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
@@ -88,6 +95,12 @@ class SelectionConfig(Block):
         default=0.0,
         description="`rule: threshold`: pairs with a margin above it are kept, at most `keep`; "
         "where they are fewer, the best of them come twice.",
+    )
+    signals: Annotated[list[SignalName], Field(strict=True, max_length=100)] = Field(
+        default=[],
+        json_schema_extra={"allowed": f"a list of {SIGNALS.allowed}"},
+        description="Further scores of every offline pair that each review measures, stores in "
+        "`margins.parquet` and shows to a rule of your own: see docs/extending.md.",
     )
     uncertainty: Float = Field(
         default=0.0,
@@ -145,6 +158,22 @@ class SelectionConfig(Block):
                     "of pairs."
                 )
         return self
+
+    @model_validator(mode="after")
+    def _signals_differ(self) -> SelectionConfig:
+        titles = [title_of(value) for value in self.signals]
+        twice = [title for title in titles if titles.count(title) > 1]
+        if twice:
+            raise ValueError(
+                f"sera.selection.signals: {twice[0]} is there twice; every signal needs a name of "
+                "its own."
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_signals(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without signals the block is written to ``run.json`` as before there were any."""
+        return {key: value for key, value in dump(self).items() if key != "signals" or value}
 
     @model_validator(mode="after")
     def _band_is_ordered(self) -> SelectionConfig:

@@ -30,6 +30,7 @@ class OfflinePairs:
         prompt_tokens: tokens of each prompt, int64, shape (n,).
         chosen_tokens: tokens of each chosen answer that the loss sees.
         rejected_tokens: the same for the rejected answer.
+        given: the pairs with all columns that they came with.
     """
 
     dataset: Dataset
@@ -38,6 +39,7 @@ class OfflinePairs:
     prompt_tokens: np.ndarray
     chosen_tokens: np.ndarray
     rejected_tokens: np.ndarray
+    given: Dataset | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, max_length: int | None) -> OfflinePairs:
@@ -62,7 +64,20 @@ class OfflinePairs:
             prompt,
             chosen,
             rejected,
+            dataset,
         )
+
+    def column(self, name: str) -> Sequence[Any]:
+        """The values of a column that the pairs came with, one per pair.
+
+        Raises:
+            KeyError: if there is no such column.
+        """
+        given = self.dataset if self.given is None else self.given
+        if name not in given.column_names:
+            raise KeyError(f"{name} is no column of the pairs: {', '.join(given.column_names)}")
+        values: Sequence[Any] = given.select_columns([name])[:][name]
+        return values
 
     def __len__(self) -> int:
         return len(self.ids)

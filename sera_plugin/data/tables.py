@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from sera_plugin.data.rounds import RoundRow
 
 NEEDED = ("margins.parquet", "rows.parquet")
 """What a resumed run reads; the other files are for people."""
+
+SIGNAL = "signal_"
+"""Columns of ``margins.parquet`` that hold signals begin so."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ReviewTable:
         score: what the rule of selection sorts by; NaN where a pair can't be kept.
         flipped: mask of the pairs whose answers change places in the round.
         measured_in: the round at whose end, or within which, each margin was measured.
+        signals: further scores of the pairs by name, NaN where a signal has no value.
     """
 
     ids: tuple[str, ...]
@@ -44,6 +48,7 @@ class ReviewTable:
     score: np.ndarray
     flipped: np.ndarray
     measured_in: np.ndarray
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
         return pa.table(
@@ -59,6 +64,7 @@ class ReviewTable:
                 "score": self.score,
                 "flipped": self.flipped,
                 "measured_in": self.measured_in,
+                **{SIGNAL + name: values for name, values in self.signals.items()},
             }
         )
 
@@ -80,6 +86,7 @@ class ReviewTable:
             columns["score"],
             columns["flipped"].astype(bool),
             columns["measured_in"],
+            {n.removeprefix(SIGNAL): v for n, v in columns.items() if n.startswith(SIGNAL)},
         )
 
 

@@ -1,8 +1,11 @@
-"""A sequence-classification model as a judge of answers."""
+"""Judges of answers: the implicit reward alone, a function of the user's own, a reward model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +17,113 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sera_plugin.config.bootstrap import IMPLICIT
+from sera_plugin.config import BootstrapConfig
 from sera_plugin.config.fields import is_function
+from sera_plugin.config.parts import JUDGES
 from sera_plugin.host.models import whole_models
-from sera_plugin.review.judging import KEY, Court, FunctionJudge, Judge, Question
+from sera_plugin.review.judging import KEY, Court, Judge, Question
 from sera_plugin.runtime.errors import JudgeError, first_line
 from sera_plugin.runtime.weights import fingerprint
 
 
-def court_of(trainer: Any) -> Court | None:
-    """The judge that ``sera.bootstrap.judge`` names, on all ranks; None for ``implicit``.
+@dataclass(frozen=True)
+class JudgeParts:
+    """What a judge is made from.
+
+    Attributes:
+        config: the ``sera.bootstrap`` block.
+        tokenizer: the policy's tokenizer, which turns token ids into text.
+        accelerator: the trainer's accelerator.
+    """
+
+    config: BootstrapConfig
+    tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator
+
+
+def judge_of(parts: JudgeParts) -> Judge | None:
+    """The judge that ``sera.bootstrap.judge`` names; None where the implicit reward ranks alone.
 
     Raises:
-        RuleError: if a function can't be imported.
+        SeraConfigError: if a function can't be imported.
         JudgeError: if a reward model can't be used.
     """
-    settings, accelerator = trainer.sera.bootstrap, trainer.accelerator
-    if settings.judge == IMPLICIT or settings.fraction == 0:
+    named = parts.config.judge
+    if named in JUDGES.names:
+        found: Judge | None = JUDGES.load(named)(parts)
+        return found
+    if is_function(named):
+        return FunctionJudge(named, parts.tokenizer)
+    return RewardModelJudge(named, parts.tokenizer, parts.accelerator)
+
+
+def court_of(
+    config: BootstrapConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    folder: Path,
+    after_shard: Callable[[], None],
+) -> Court | None:
+    """What deals a run's answers to its judge; None without one. Every rank must call this alike.
+
+    Args:
+        config: the ``sera.bootstrap`` block.
+        tokenizer: the policy's tokenizer.
+        accelerator: the trainer's accelerator.
+        folder: where shards are kept.
+        after_shard: called on every rank when a shard is finished.
+
+    Raises:
+        SeraConfigError: if a function can't be imported.
+        JudgeError: if a reward model can't be used.
+    """
+    judge = judge_of(JudgeParts(config, tokenizer, accelerator)) if config.fraction > 0 else None
+    if judge is None:
         return None
-    tokenizer = trainer._tokenizer
-    judge: Judge = (
-        FunctionJudge(settings.judge, tokenizer)
-        if is_function(settings.judge)
-        else RewardModelJudge(settings.judge, tokenizer, accelerator)
-    )
-    replaces = settings.judge_mode == "replace"
-    return Court(accelerator, judge, trainer.store.work, replaces, trainer.stop.check)
+    return Court(accelerator, judge, folder, config.judge_mode == "replace", after_shard)
+
+
+def implicit(parts: JudgeParts) -> None:
+    """No judge: the implicit reward ranks the answers."""
+
+
+class FunctionJudge:
+    """The user's ``package.module:function(prompts, completions, **kwargs) -> list``.
+
+    ``prompts`` are texts as the policy sees them, ``completions`` are texts without special tokens.
+    ``prompt_ids``, ``completion_ids`` and ``example_ids`` come as keywords.
+
+    Raises:
+        SeraConfigError: if the function can't be imported.
+    """
+
+    def __init__(self, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._function = JUDGES.load(path)
+        self._tokenizer = tokenizer
+        self.identity = f"{path}:{_source_hash(self._function)}"
+
+    def __call__(self, questions: Sequence[Question]) -> Sequence[float | None]:
+        prompts = [self._tokenizer.decode(list(q.prompt_ids)) for q in questions]
+        completions = [
+            self._tokenizer.decode(list(q.completion_ids), skip_special_tokens=True)
+            for q in questions
+        ]
+        return self._function(
+            prompts=prompts,
+            completions=completions,
+            prompt_ids=[list(q.prompt_ids) for q in questions],
+            completion_ids=[list(q.completion_ids) for q in questions],
+            example_ids=[q.example_id for q in questions],
+        )
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    """Hash of the file that the function stands in, so that an edited judge is a new one."""
+    try:
+        source = Path(inspect.getsourcefile(function) or "").read_bytes()
+    except (TypeError, OSError):
+        return "unknown"
+    return hashlib.blake2b(source, digest_size=16).hexdigest()
 
 
 class RewardModelJudge:
@@ -65,7 +149,8 @@ class RewardModelJudge:
             self._own = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise JudgeError(
-                f"{KEY}: {path} can't be loaded as a reward model ({first_line(error)})."
+                f"{KEY}: {path} can't be loaded as a reward model ({first_line(error)}); allowed "
+                f"are {JUDGES.allowed}."
             ) from error
         if self._model.config.num_labels != 1:
             raise JudgeError(

@@ -1,13 +1,10 @@
-"""A judge of the user's own scores the answers that compete. Collectives: those of ``dealing``.
+"""Answers that compete are dealt to a judge on all ranks. Collectives: those of ``passes``.
 
-The judge is a function with the signature that TRL uses for rewards, or a reward model. Batches of
-answers are dealt to the ranks, and finished shards are kept and reused like those of scoring.
+Finished shards are kept and reused like those of scoring.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.config.parts import JUDGES
 from sera_plugin.data.candidates import Candidate, Pool, Prompt, Verdict
-from sera_plugin.review.rules import load_function
 from sera_plugin.runtime.errors import JudgeError
 from sera_plugin.runtime.passes import deal
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.scoring.scorer import Answers
 
-KEY = "sera.bootstrap.judge"
+KEY = JUDGES.key
 
 BATCH = 16
 """Answers that a judge sees in one call."""
@@ -54,45 +50,6 @@ class Judge(Protocol):
     identity: str
 
     def __call__(self, questions: Sequence[Question]) -> Sequence[float | None]: ...
-
-
-class FunctionJudge:
-    """The user's ``package.module:function(prompts, completions, **kwargs) -> list``.
-
-    ``prompts`` are texts as the policy sees them, ``completions`` are texts without special tokens.
-    ``prompt_ids``, ``completion_ids`` and ``example_ids`` come as keywords.
-
-    Raises:
-        RuleError: if the function can't be imported.
-    """
-
-    def __init__(self, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._function = load_function(path, KEY)
-        self._tokenizer = tokenizer
-        self.identity = f"{path}:{_source_hash(self._function)}"
-
-    def __call__(self, questions: Sequence[Question]) -> Sequence[float | None]:
-        prompts = [self._tokenizer.decode(list(q.prompt_ids)) for q in questions]
-        completions = [
-            self._tokenizer.decode(list(q.completion_ids), skip_special_tokens=True)
-            for q in questions
-        ]
-        return self._function(
-            prompts=prompts,
-            completions=completions,
-            prompt_ids=[list(q.prompt_ids) for q in questions],
-            completion_ids=[list(q.completion_ids) for q in questions],
-            example_ids=[q.example_id for q in questions],
-        )
-
-
-def _source_hash(function: Callable[..., Any]) -> str:
-    """Hash of the file that the function stands in, so that an edited judge is a new one."""
-    try:
-        source = Path(inspect.getsourcefile(function) or "").read_bytes()
-    except (TypeError, OSError):
-        return "unknown"
-    return hashlib.blake2b(source, digest_size=16).hexdigest()
 
 
 def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:

@@ -28,6 +28,7 @@ from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
 from sera_plugin.review.judges import court_of
 from sera_plugin.review.lossdiff import Auxiliary
 from sera_plugin.review.selection import Choice, History, choose
+from sera_plugin.review.signals import SignalInput, measured
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.shards import REFERENCE, round_label
 from sera_plugin.sampling.engines import engine_of
@@ -184,6 +185,21 @@ class Reviewer:
             [*(earlier.margin if earlier else ()), own],
             [*(earlier.ensembled if earlier else ()), mixed],
         )
+        signals = measured(
+            self.config.selection.signals,
+            SignalInput(
+                ids=self.pairs.ids,
+                policy=policy,
+                reference=reference.aligned(self.pairs.ids),
+                ratios=ratios,
+                margin=own,
+                chosen_tokens=self.pairs.chosen_tokens,
+                rejected_tokens=self.pairs.rejected_tokens,
+                round_number=size.number,
+                seed=self.seed,
+                column=self.pairs.column,
+            ),
+        )
         choice = choose(
             self.pairs.ids,
             history,
@@ -191,6 +207,7 @@ class Reviewer:
             self.config.selection,
             external=self.external,
             loss_difference=self._loss_difference(policy, reference),
+            signals=signals,
             round_number=size.number,
             seed=self.seed,
         )
@@ -204,6 +221,7 @@ class Reviewer:
             score=choice.scores,
             flipped=choice.flipped,
             measured_in=measured_in,
+            signals=signals,
         )
         return table, choice, history, phase
 
@@ -221,7 +239,7 @@ def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
         token_budget: most padded tokens of a scoring batch.
 
     Raises:
-        RuleError: if the judge's function can't be imported.
+        SeraConfigError: if the judge's function can't be imported.
         JudgeError: if a reward model can't be used.
     """
     may_cut = not trainer.policies.sharded
@@ -250,7 +268,13 @@ def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
         policies=trainer.policies,
         seed=trainer.args.seed,
         beta=trainer.beta,
-        court=court_of(trainer),
+        court=court_of(
+            trainer.sera.bootstrap,
+            trainer._tokenizer,
+            trainer.accelerator,
+            trainer.store.work,
+            trainer.stop.check,
+        ),
     )
     return Reviewer(
         config=trainer.sera,

@@ -1,18 +1,19 @@
 """Rules of selection: how good each offline pair is for a round. Pure functions on numpy.
 
 Every rule maps ``Evidence`` to scores of shape (n,): pairs with larger scores are kept first, and
-pairs whose score is NaN are never kept. Published rules differ in the score alone.
+pairs whose score is NaN are never kept. Published rules differ in the score alone. A rule's further
+parameters are the keys of ``sera.selection`` of the same names.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from sera_plugin.config.parts import RULES
+from sera_plugin.config.selection import ExternalConfig
 from sera_plugin.data.ids import stream_key
 from sera_plugin.runtime.errors import RuleError
 
@@ -34,6 +35,8 @@ class Evidence:
         keep: pairs that the round is planned to keep.
         round_number: the round that is composed.
         seed: the run's seed.
+        signals: ``sera.selection.signals`` by name, float64, shape (n,), NaN where a signal has no
+            value; as measured, also where the pair was flipped.
     """
 
     ids: tuple[str, ...]
@@ -44,6 +47,7 @@ class Evidence:
     keep: int
     round_number: int
     seed: int
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 Rule = Callable[[Evidence], np.ndarray]
@@ -73,21 +77,21 @@ def above(evidence: Evidence, threshold: float) -> np.ndarray:
     return np.where(evidence.margin > threshold, evidence.margin, np.nan)
 
 
-def band(evidence: Evidence, low: float, high: float) -> np.ndarray:
+def band(evidence: Evidence, band: Sequence[float]) -> np.ndarray:
     """The margins between two percentiles, from 0 to 100; the others are never kept.
 
     A pair is inside if the share of pairs ranked below it is in [low, high) percent, so that the
     same number of pairs is inside whatever the margins are; ties rank by falling id.
     """
     percentile = percentiles(evidence.ids, evidence.margin)
-    inside = (percentile >= low) & (percentile < high)
+    inside = (percentile >= band[0]) & (percentile < band[1])
     return np.where(inside, evidence.margin, np.nan)
 
 
-def lossdiff_irm(evidence: Evidence, center: float = 50.0) -> np.ndarray:
+def lossdiff_irm(evidence: Evidence) -> np.ndarray:
     """Pairs in the middle band of both LossDiff and IRM (arXiv 2510.13212).
 
-    The score is minus the larger of the two distances to the centre, in percentile points, so the
+    The score is minus the larger of the two distances to the median, in percentile points, so the
     K best are the pairs inside the narrowest band of equal width in both that holds K pairs.
 
     Raises:
@@ -97,7 +101,19 @@ def lossdiff_irm(evidence: Evidence, center: float = 50.0) -> np.ndarray:
         raise RuleError("sera.selection.rule: lossdiff_irm needs an auxiliary policy's losses.")
     margin = percentiles(evidence.ids, evidence.margin)
     loss = percentiles(evidence.ids, evidence.loss_difference)
-    return -np.maximum(np.abs(margin - center), np.abs(loss - center))
+    return -np.maximum(np.abs(margin - 50.0), np.abs(loss - 50.0))
+
+
+def external(evidence: Evidence, external: ExternalConfig) -> np.ndarray:
+    """The dataset's own margins, alone or fused with the implicit ones."""
+    if external.mode == "only":
+        return external_only(evidence)
+    implicit, given = external.implicit_scale, external.external_scale
+    return fused(
+        evidence,
+        implicit_scale=None if implicit == "auto" else implicit,
+        external_scale=None if given == "auto" else given,
+    )
 
 
 def external_only(evidence: Evidence) -> np.ndarray:
@@ -161,29 +177,6 @@ def percentiles(ids: tuple[str, ...], values: np.ndarray) -> np.ndarray:
     return result
 
 
-def load_function(path: str, key: str) -> Callable[..., Any]:
-    """What ``package.module:function`` names.
-
-    Args:
-        path: where the function is.
-        key: the YAML key, for the message.
-
-    Raises:
-        RuleError: if it can't be imported or called.
-    """
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RuleError(
-            f"{key}: {path} can't be imported ({error}); write package.module:function, where the "
-            "package is installed or its folder is on PYTHONPATH."
-        ) from error
-    if not callable(found):
-        raise RuleError(f"{key}: {path} is no function; write package.module:function.")
-    return found
-
-
 def checked(rule: Rule, path: str) -> Rule:
     """The user's rule with its result checked.
 
@@ -199,25 +192,25 @@ def checked(rule: Rule, path: str) -> Rule:
             result = np.asarray(rule(evidence))
         except Exception as error:
             raise RuleError(
-                f"sera.selection.rule: {path} raised {type(error).__name__}: {error}."
+                f"{RULES.key}: {path} raised {type(error).__name__}: {error}."
             ) from error
         shape = evidence.margin.shape
         if result.shape != shape:
             raise RuleError(
-                f"sera.selection.rule: {path} returned shape {result.shape} for {shape[0]} pairs; "
+                f"{RULES.key}: {path} returned shape {result.shape} for {shape[0]} pairs; "
                 "it must return one score, or true or false, per pair."
             )
         if result.dtype == bool:
             result = np.where(result, evidence.margin, np.nan)
         if not np.issubdtype(result.dtype, np.number) or np.iscomplexobj(result):
             raise RuleError(
-                f"sera.selection.rule: {path} returned values of type {result.dtype}; it must "
+                f"{RULES.key}: {path} returned values of type {result.dtype}; it must "
                 "return real numbers, or true and false."
             )
         scores = np.where(np.isnan(evidence.margin), np.nan, result.astype(np.float64))
         if not np.isfinite(scores).any():
             raise RuleError(
-                f"sera.selection.rule: {path} keeps none of the {shape[0]} pairs; it must give at "
+                f"{RULES.key}: {path} keeps none of the {shape[0]} pairs; it must give at "
                 "least one of them a finite score."
             )
         return scores

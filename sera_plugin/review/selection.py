@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from sera_plugin.config import SelectionConfig
-from sera_plugin.config.fields import is_function
+from sera_plugin.config.parts import RULES
 from sera_plugin.data.margins import rank, set_aside
-from sera_plugin.review import rules
-from sera_plugin.review.rules import Evidence, Rule
+from sera_plugin.review.rules import Evidence, Rule, checked
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def choose(
     *,
     external: np.ndarray | None = None,
     loss_difference: np.ndarray | None = None,
+    signals: Mapping[str, np.ndarray] | None = None,
     round_number: int,
     seed: int,
 ) -> Choice:
@@ -94,6 +95,7 @@ def choose(
         settings: the ``sera.selection`` block.
         external: margins that the dataset carries, shape (n,), or None.
         loss_difference: LossDiff, shape (n,), or None.
+        signals: further scores by name, shape (n,).
         round_number: the round that is composed.
         seed: the run's seed.
 
@@ -118,6 +120,7 @@ def choose(
         keep=keep,
         round_number=round_number,
         seed=seed,
+        signals=signals or {},
     )
     scores = rule_of(settings)(evidence)
     scores = np.where(np.isfinite(scores) & np.isfinite(history.ensembled[-1]), scores, np.nan)
@@ -133,34 +136,13 @@ def choose(
 
 
 def rule_of(settings: SelectionConfig) -> Rule:
-    """The rule that the ``sera.selection`` block names.
+    """The rule that the ``sera.selection`` block names, its parameters taken from the block.
 
     Raises:
-        RuleError: if the user's own rule can't be imported.
+        SeraConfigError: if the user's own rule can't be imported.
     """
-    if is_function(settings.rule):
-        return rules.checked(
-            rules.load_function(settings.rule, "sera.selection.rule"), settings.rule
-        )
-    if settings.rule == "external":
-        return _external(settings)
-    named: dict[str, Rule] = {
-        "top": rules.top,
-        "bottom": rules.bottom,
-        "random": rules.shuffled,
-        "band": partial(rules.band, low=settings.band[0], high=settings.band[1]),
-        "threshold": partial(rules.above, threshold=settings.threshold),
-        "lossdiff_irm": rules.lossdiff_irm,
-    }
-    return named[settings.rule]
-
-
-def _external(settings: SelectionConfig) -> Rule:
-    if settings.external.mode == "only":
-        return rules.external_only
-    implicit, given = settings.external.implicit_scale, settings.external.external_scale
-    return partial(
-        rules.fused,
-        implicit_scale=None if implicit == "auto" else implicit,
-        external_scale=None if given == "auto" else given,
-    )
+    rule = RULES.load(settings.rule)
+    if settings.rule not in RULES.names:
+        return checked(rule, settings.rule)
+    _, *parameters = inspect.signature(rule).parameters
+    return partial(rule, **{name: getattr(settings, name) for name in parameters})

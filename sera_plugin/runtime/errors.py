@@ -30,7 +30,11 @@ class RunError(ValueError):
 
 
 class RuleError(RuntimeError):
-    """A rule can't be applied to the data at hand; the message is one sentence."""
+    """A rule or a signal can't be applied to the data at hand; the message is one sentence."""
+
+
+class EngineError(RuntimeError):
+    """An engine of sampling broke its contract; the message is one sentence."""
 
 
 class JudgeError(RuntimeError):

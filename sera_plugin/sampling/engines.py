@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from sera_plugin.data.candidates import Draws, Prompt
-from sera_plugin.sampling.paged_engine import PagedEngine
-from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
-from sera_plugin.sampling.transformers_engine import TransformersEngine
-from sera_plugin.sampling.vllm_engine import VllmEngine
+from sera_plugin.config import SeraConfig
+from sera_plugin.config.parts import ENGINES
+from sera_plugin.runtime.errors import EngineError, SeraConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sera_plugin.data.candidates import Draws, Prompt
+    from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
+
+UNUSED = "transformers"
+"""The engine of a run that samples nothing: it needs neither a server nor memory."""
 
 
 class Engine(Protocol):
     """Samples answers on this rank.
+
+    The class is imported before Axolotl patches TRL, so its module must not import a trainer of
+    TRL. It may have a static method ``check(cfg, config)``, given the host's config and the
+    ``sera:`` block before a model is loaded; it raises ``SeraConfigError`` where it can't be used.
 
     Attributes:
         name: ``sera.bootstrap.engine``; stored answers of one engine don't serve another.
@@ -68,18 +78,72 @@ class Engine(Protocol):
         """
 
 
-ENGINES: dict[str, type[Engine]] = {
-    "transformers": TransformersEngine,
-    "transformers_paged": PagedEngine,
-    "vllm": VllmEngine,
-}
+def engine_class(value: str) -> type[Engine]:
+    """The class that ``sera.bootstrap.engine`` names.
+
+    Raises:
+        SeraConfigError: one sentence, if it can't be imported, lacks anything of ``Engine``, or has
+            the name of a built-in one.
+    """
+    found: type[Engine] = ENGINES.load(value)
+    needed = [name for name in vars(Engine) if not name.startswith("_")]
+    missing = [name for name in needed if not hasattr(found, name)]
+    if missing:
+        raise SeraConfigError(
+            f"{ENGINES.key}: {value} has no {', '.join(missing)}; an engine is a class with "
+            f"{', '.join(needed)}."
+        )
+    if found.name in ENGINES.names and found.name != value:
+        raise SeraConfigError(
+            f"{ENGINES.key}: {value} has the name of a built-in engine, {found.name}, whose stored "
+            "answers it would be given; set the attribute name to another one."
+        )
+    return found
+
+
+def check_engine(cfg: Any, config: SeraConfig) -> None:
+    """Check what ``sera.bootstrap.engine`` needs, before a model is loaded.
+
+    Raises:
+        SeraConfigError: one sentence naming the key, its value and what is allowed.
+    """
+    if config.bootstrap.fraction > 0:
+        check = getattr(engine_class(config.bootstrap.engine), "check", None)
+        if check is not None:
+            check(cfg, config)
 
 
 def engine_of(parts: EngineParts) -> Engine:
     """What samples the answers of a run. Every rank must call this alike.
 
     Raises:
+        SeraConfigError: as ``engine_class``.
         VllmError: one sentence, if vLLM is named and can't be reached or started.
     """
-    name = parts.config.engine if parts.config.fraction > 0 else TransformersEngine.name
-    return ENGINES[name].start(parts)
+    return engine_class(parts.config.engine if parts.config.fraction > 0 else UNUSED).start(parts)
+
+
+def check_answers(
+    engine: Engine,
+    answers: Sequence[Sequence[np.ndarray]],
+    prompts: Sequence[Prompt],
+    settings: Sampling,
+) -> None:
+    """Check that ``Engine.sample`` returned as many answers as were asked for, none too long.
+
+    Raises:
+        EngineError: one sentence.
+    """
+    counts = [len(each) for each in answers]
+    if counts != [settings.num_candidates] * len(prompts):
+        raise EngineError(
+            f"{ENGINES.key}: {engine.name} returned {sum(counts)} answers to {len(counts)} "
+            f"prompts; it must return {settings.num_candidates} to each of {len(prompts)}."
+        )
+    for prompt, each in zip(prompts, answers, strict=True):
+        room, longest = settings.room(len(prompt.token_ids)), max(map(len, each))
+        if longest > room:
+            raise EngineError(
+                f"{ENGINES.key}: {engine.name} returned an answer of {longest} tokens where there "
+                f"is room for {room}; it must not be longer than Sampling.room."
+            )

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sera_plugin.config import SeraConfig
+from sera_plugin.host.checks import sharded
 from sera_plugin.host.paged import PagedRequest, paged_answers
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.transformers_engine import only_drawn, warpers
-from sera_plugin.scoring.logps import causal_lm
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
@@ -33,6 +35,20 @@ class PagedEngine:
     pads: ClassVar[bool] = False
     cuts: ClassVar[bool] = True
     token_budget: ClassVar[int | None] = None
+
+    @staticmethod
+    def check(cfg: Any, config: SeraConfig) -> None:
+        """Refuse weights that are spread over processes.
+
+        Raises:
+            SeraConfigError: one sentence.
+        """
+        how = sharded(cfg)
+        if how:
+            raise SeraConfigError(
+                f"sera.bootstrap.engine: transformers_paged can't be used under {how}, where no "
+                "process holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
+            )
 
     @classmethod
     def start(cls, parts: EngineParts) -> PagedEngine:
@@ -55,6 +71,8 @@ class PagedEngine:
         Raises:
             RuntimeError: if an answer is missing, or memory runs out, or ``synced`` is asked for.
         """
+        from sera_plugin.scoring.logps import causal_lm  # after Axolotl patched TRL
+
         if synced:
             raise RuntimeError(
                 "sera.bootstrap.engine: transformers_paged can't sample from weights that are "

@@ -22,7 +22,7 @@ from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import deal
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.sampling.engines import Engine
+from sera_plugin.sampling.engines import Engine, check_answers
 from sera_plugin.sampling.settings import Sampling, finish
 from sera_plugin.scoring.scorer import plan_batches
 
@@ -155,6 +155,7 @@ class Sampler:
             size,
             lambda part: self.engine.sample(model, part, settings, draws, synced=synced),
         )
+        check_answers(self.engine, sampled, prompts, settings)
         result: Answered = []
         for prompt, answers in zip(prompts, sampled, strict=True):
             ended = [finish(ids.tolist(), settings.ending, settings.stops) for ids in answers]

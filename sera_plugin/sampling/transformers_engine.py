@@ -26,7 +26,6 @@ from transformers import (
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from sera_plugin.host.cache import growing_cache
-from sera_plugin.scoring.logps import causal_lm, keeps_logits
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
@@ -206,6 +205,8 @@ class TransformersEngine:
         self, model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor
     ) -> DynamicCache | None:
         """Keys and values of all prompts but their last tokens."""
+        from sera_plugin.scoring.logps import causal_lm, keeps_logits  # after Axolotl patched TRL
+
         inner = causal_lm(model)
         if "past_key_values" not in inspect.signature(type(inner).forward).parameters:
             return None  # a model with a state of another kind, such as Mamba's

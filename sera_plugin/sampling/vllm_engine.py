@@ -11,18 +11,21 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from sera_plugin.config import SeraConfig
 from sera_plugin.host.vllm import connect, gathering
 from sera_plugin.host.vllm_settings import Reply, VllmSettings
-from sera_plugin.runtime.errors import VllmError
+from sera_plugin.runtime.errors import SeraConfigError, VllmError
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import gathered, shared, together
 from sera_plugin.sampling.vllm_protocol import OPTIONS, Probe, answers_of, options_for, prefixes_of
 from sera_plugin.sampling.vllm_weights import weights_of
-from sera_plugin.scoring.scorer import Answers, Forward, Scorer
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
     from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
+    from sera_plugin.scoring.scorer import Forward, Scorer
+
+KEY = "sera.bootstrap.engine: vllm"
 
 LOG = logger(__name__)
 
@@ -78,6 +81,41 @@ class VllmEngine:
     vllm: Vllm
     has_server: bool
     known: tuple[list[list[int]], Probe] | None = field(default=None, init=False)
+
+    @staticmethod
+    def check(cfg: Any, config: SeraConfig) -> None:
+        """Check what vLLM needs, before a model is loaded.
+
+        Raises:
+            SeraConfigError: one sentence naming the key, its value and what is allowed.
+        """
+        from trl.import_utils import is_vllm_available
+
+        bootstrap = config.bootstrap
+        if bootstrap.sampler != "policy":
+            raise SeraConfigError(
+                f"sera.bootstrap.sampler: {bootstrap.sampler} can't be used with {KEY}, which is "
+                "sent one set of weights, the policy's; use sampler: policy or engine: "
+                "transformers."
+            )
+        for name in ("load_in_4bit", "load_in_8bit"):
+            if cfg.get(name):
+                raise SeraConfigError(
+                    f"{name}: true can't be used with {KEY}, to which weights are sent as they "
+                    "are; use adapter: lora without it, or engine: transformers."
+                )
+        if cfg.get("fsdp") or cfg.get("fsdp_config"):
+            raise SeraConfigError(
+                f"fsdp_config can't be used with {KEY}; allowed are one process, DDP and DeepSpeed "
+                "ZeRO-1, ZeRO-2 and ZeRO-3."
+            )
+        _check_sizes(cfg, bootstrap.vllm_mode)
+        if not is_vllm_available():
+            raise SeraConfigError(
+                f"{KEY} with vllm_mode: {bootstrap.vllm_mode} needs vLLM, which is not installed "
+                "in this environment; `pip install 'trl[vllm]'` brings it (vllm_mode: server needs "
+                "it too, to send weights), or use engine: transformers."
+            )
 
     @classmethod
     def start(cls, parts: EngineParts) -> VllmEngine:
@@ -165,6 +203,8 @@ class VllmEngine:
             self.vllm.rest()
 
     def _check(self, forward: Forward, scorer: Scorer, prefixes: list[list[int]]) -> None:
+        from sera_plugin.scoring.scorer import Answers  # after Axolotl patched TRL
+
         asks = self._is_main or not self.has_server
         mine: Probe | None = together(
             lambda: Probe.of(self.vllm.generate(prefixes, OPTIONS), prefixes) if asks else None,
@@ -182,3 +222,26 @@ class VllmEngine:
                 "vLLM's log-probs differ from the policy's by %.2g nats per token on average.",
                 found,
             )
+
+
+def _check_sizes(cfg: Any, mode: str) -> None:
+    vllm = cfg.get("vllm") or {}
+    parallel = vllm.get("tensor_parallel_size") or 1
+    if mode == "colocate" and parallel != 1:
+        raise SeraConfigError(
+            f"vllm.tensor_parallel_size: {parallel} can't be used with {KEY} and vllm_mode: "
+            "colocate, where each process has an engine of its own; allowed are 1, or vllm_mode: "
+            "server."
+        )
+    longest, needed = vllm.get("max_model_len"), cfg.get("sequence_len") or 0
+    if longest and longest < needed:
+        raise SeraConfigError(
+            f"vllm.max_model_len: {longest} is below sequence_len: {needed}, so vLLM would cut "
+            "answers short; it must be at least as large."
+        )
+    settings = VllmSettings.of(cfg, mode)
+    if not settings.timeout > 0:
+        raise SeraConfigError(
+            f"trl.vllm_server_timeout: {settings.timeout:g} is not allowed; it must be a number of "
+            "seconds above 0."
+        )

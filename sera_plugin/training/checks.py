@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.config.bootstrap import IMPLICIT
 from sera_plugin.config.fields import is_function
+from sera_plugin.config.parts import JUDGES, SIGNALS
 from sera_plugin.data.margins import missing_columns
 from sera_plugin.host.checks import (
     check_dataset,
@@ -16,10 +16,9 @@ from sera_plugin.host.checks import (
     in_yaml,
     rl_of,
 )
-from sera_plugin.review.rules import load_function
 from sera_plugin.review.selection import rule_of
-from sera_plugin.runtime.errors import RuleError, SeraConfigError
-from sera_plugin.sampling.requirements import check_engine
+from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.sampling.engines import check_engine
 from sera_plugin.training.quality_prompt import QualityWriter, quality_text
 from sera_plugin.training.refinement import LOSSES
 
@@ -53,24 +52,22 @@ def check_data(
 
 
 def check_methods(cfg: Any, config: SeraConfig) -> None:
-    """Check rule, judge and refinement, before anything is loaded.
+    """Check rule, signals, judge and refinement, before anything is loaded.
 
     Raises:
         SeraConfigError: one sentence naming the key, its value and what is allowed.
     """
     _check_lossdiff(cfg, config)
+    rule_of(config.selection)
+    for signal in config.selection.signals:
+        SIGNALS.load(signal)
     judge = config.bootstrap.judge
-    try:
-        rule_of(config.selection)
-        if is_function(judge):
-            load_function(judge, "sera.bootstrap.judge")
-    except RuleError as error:
-        raise SeraConfigError(str(error)) from error
+    if is_function(judge):
+        JUDGES.load(judge)
     local = Path(judge).is_absolute() or judge.startswith(".")
-    if judge != IMPLICIT and local and not (Path(judge) / "config.json").is_file():
+    if local and not (Path(judge) / "config.json").is_file():
         raise SeraConfigError(
-            f"sera.bootstrap.judge: {judge} holds no model; allowed are implicit, "
-            "package.module:function, or the folder or name of a reward model."
+            f"{JUDGES.key}: {judge} holds no model; allowed are {JUDGES.allowed}."
         )
     if config.refinement is not None:
         quality_text(config.refinement.prompt)

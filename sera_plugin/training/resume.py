@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sera_plugin.config.parsing import default_at
 from sera_plugin.data.ids import dataset_hash
 from sera_plugin.data.store import RunStore, StoreError
 from sera_plugin.data.tables import RoundRecord
@@ -174,7 +175,7 @@ def compare(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Changes:
     unsafe += [
         f"resume: {key} was {old} and is {new}; resume with what the run was started with, or "
         "start anew in another output_dir."
-        for key, old, new in _differences("sera", stored.get("sera"), current.get("sera"))
+        for key, old, new in _differences((), stored.get("sera"), current.get("sera"))
     ]
     safe = [
         f"resume: {words} was {stored.get(key)} and is {current.get(key)}; the run goes on, its "
@@ -185,12 +186,15 @@ def compare(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Changes:
     return Changes(tuple(unsafe), tuple(safe))
 
 
-def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+def _differences(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Keys of the block with both values. A key that is not there, as in a run of a version that
+    did not know it, stands for its default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
+            usual = None if key in old and key in new else default_at((*path, key))
+            yield from _differences((*path, key), old.get(key, usual), new.get(key, usual))
     elif old != new:
-        yield path, old, new
+        yield ".".join(["sera", *path]), old, new
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sera_plugin.config import SeraConfig
 from sera_plugin.training.checkpoints import is_finished, set_unfinished_aside
 from sera_plugin.training.resume import compare
 
@@ -55,6 +56,24 @@ def test_a_changed_key_of_the_block_is_named_by_its_path():
     assert [s.split(";")[0] for s in changes.unsafe] == [
         "resume: sera.selection.keep was 0.7 and is 0.5",
         "resume: sera.new was None and is True",
+    ]
+
+
+def test_a_key_that_the_version_before_did_not_know_stands_for_its_default():
+    block = SeraConfig.model_validate(
+        {"refine": {"weight": 0.1}, "selection": {"signals": ["length"]}}
+    ).model_dump()
+    assert "signals" not in SeraConfig().model_dump()["selection"]
+    before = json.loads(json.dumps(block))
+    for inner, key in (("selection", "signals"), ("refine", "placement"), ("bootstrap", "guard")):
+        del before[inner][key]
+    changes = compare(RUN | {"sera": before}, RUN | {"sera": block})
+    assert [s.split(";")[0] for s in changes.unsafe] == [
+        "resume: sera.selection.signals was [] and is ['length']"
+    ]
+    changes = compare(RUN | {"sera": block}, RUN | {"sera": before})
+    assert [s.split(";")[0] for s in changes.unsafe] == [
+        "resume: sera.selection.signals was ['length'] and is []"
     ]
 
 

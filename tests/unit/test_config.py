@@ -296,8 +296,42 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"selection": {"rule": "best"}},
-            "sera.selection.rule: 'best' is not allowed; it must be top, band, bottom, random, "
+            "sera.selection.rule: 'best' is unknown. Available: top, band, bottom, random, "
             "threshold, lossdiff_irm, external, or package.module:function.",
+        ),
+        (
+            {"selection": {"rule": "treshold"}},
+            "sera.selection.rule: 'treshold' is unknown; did you mean threshold? Available: top, "
+            "band, bottom, random, threshold, lossdiff_irm, external, or package.module:function.",
+        ),
+        (
+            {"selection": {"rule": 3}},
+            "sera.selection.rule: 3 is not allowed; it must be top, band, bottom, random, "
+            "threshold, lossdiff_irm, external, or package.module:function.",
+        ),
+        (
+            {"selection": {"signals": ["margin", "lenght"]}},
+            "sera.selection.signals: 'lenght' is unknown; did you mean length? Available: margin, "
+            "length, or package.module:function.",
+        ),
+        (
+            {"selection": {"signals": "margin"}},
+            "sera.selection.signals: 'margin' is not allowed; it must be a list of margin, length, "
+            "or package.module:function.",
+        ),
+        (
+            {"selection": {"signals": ["margin", "own.signals:margin"]}},
+            "sera.selection.signals: margin is there twice; every signal needs a name of its own.",
+        ),
+        (
+            {"bootstrap": {"engine": "vlm"}},
+            "sera.bootstrap.engine: 'vlm' is unknown; did you mean vllm? Available: transformers, "
+            "transformers_paged, vllm, or package.module:Class.",
+        ),
+        (
+            {"bootstrap": {"judge": ""}},
+            "sera.bootstrap.judge: '' is not allowed; it must be implicit, "
+            "package.module:function, or the path of a reward model.",
         ),
         (
             {"selection": {"rule": "band", "band": [80, 20]}},

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sera_plugin.commands.cli import sera
 from sera_plugin.config import SeraArgs, SeraConfig, parse_block
 from sera_plugin.config.parsing import allowed_at, block_of
+from sera_plugin.config.parts import RULES
 from sera_plugin.config.presets import PRESETS
 from sera_plugin.data import tables
 from sera_plugin.host.checks import _UNSUPPORTED
@@ -167,7 +170,7 @@ def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
 
 def test_every_rule_of_selection_is_in_the_table() -> None:
     listed = {row[0].strip("`") for row in all_rows("docs/selection.md", "| Rule ")}
-    assert listed == set(re.split(r", or |, ", allowed_at(("selection", "rule"))))
+    assert listed == {*RULES.names, RULES.own}
     assert "lossdiff_irm" in listed
 
 
@@ -234,34 +237,9 @@ def test_examples_parse(page: str, text: str) -> None:
 
 
 def test_examples_are_on_the_pages_that_need_them() -> None:
-    assert {"README.md", "docs/configuration.md", "docs/selection.md", "docs/judges.md"} <= {
+    assert {"README.md", "docs/configuration.md", "docs/selection.md", "docs/extending.md"} <= {
         page for page, _ in snippets()
     }
-
-
-def test_the_rule_of_the_selection_page_keeps_steady_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import numpy as np
-
-    from sera_plugin.config import SelectionConfig
-    from sera_plugin.review.selection import History, choose
-
-    code = re.findall(r"```python\n(# my_rules.py.*?)```", PAGES["docs/selection.md"], re.DOTALL)
-    (tmp_path / "my_rules.py").write_text(code[0], encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    margins = [np.array([0.0, 2.0]), np.array([4.0, 2.5])]
-    settings = SelectionConfig(rule="my_rules:steady")
-    choice = choose(("a", "b"), History.of(margins, margins), 1, settings, round_number=3, seed=0)
-    assert choice.kept.tolist() == [False, True]
-
-
-def test_the_judge_of_the_judges_page_prefers_short_completions() -> None:
-    code = re.findall(r"```python\n(# my_judges.py.*?)```", PAGES["docs/judges.md"], re.DOTALL)
-    found: dict[str, object] = {}
-    exec(code[0], found)
-    scores = found["short"](prompts=["x"] * 3, completions=["a b", "a", " "])  # type: ignore[operator]
-    assert scores == [-2.0, -1.0, None]
 
 
 def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -296,6 +274,15 @@ def test_stale_pages_are_found_and_filled(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not list(generator.stale(tmp_path))
     with pytest.raises(ValueError, match="Unknown part 'configuratoin'"):
         generator.filled("<!-- generated: configuratoin -->\n<!-- end -->\n")
+
+
+def test_the_schema_command_prints_json_or_the_tables_of_the_page() -> None:
+    tables = CliRunner().invoke(sera, ["schema", "--markdown"])
+    assert tables.exit_code == 0
+    assert tables.output in PAGES["docs/configuration.md"]
+    assert tables.output.startswith("### `sera`\n")
+    plain = CliRunner().invoke(sera, ["schema"])
+    assert json.loads(plain.output) == SeraConfig.model_json_schema()
 
 
 GLOSSARY = [

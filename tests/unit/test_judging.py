@@ -12,18 +12,17 @@ from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sera_plugin.data.candidates import Candidate, Pool, Prompt, Source
-from sera_plugin.review.judges import RewardModelJudge
+from sera_plugin.review.judges import FunctionJudge, RewardModelJudge
 from sera_plugin.review.judging import (
     BATCH,
     SHARD_BATCHES,
     Court,
-    FunctionJudge,
     Question,
     ScoreCodec,
     checked,
 )
 from sera_plugin.review.pairing import Shortfall, bootstrap
-from sera_plugin.runtime.errors import AskedToStop, JudgeError, RuleError
+from sera_plugin.runtime.errors import AskedToStop, JudgeError, SeraConfigError
 from sera_plugin.runtime.passes import deal
 
 TEXTS = ["red green blue", "one two three four", "yes no"]
@@ -110,7 +109,7 @@ def test_a_judge_that_breaks_its_contract_is_named(name, words, tokenizer):
 
 def test_a_judge_that_is_not_there_is_named(tokenizer):
     with pytest.raises(
-        RuleError, match=r"sera\.bootstrap\.judge: nowhere:at_all can't be imported"
+        SeraConfigError, match=r"sera\.bootstrap\.judge: nowhere:at_all can't be imported"
     ):
         FunctionJudge("nowhere:at_all", tokenizer)
 
