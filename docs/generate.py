@@ -20,7 +20,17 @@ PARTS: Mapping[str, Callable[[], str]] = {
 }
 """Makers of the parts by name."""
 
-BY_HAND = frozenset({"margins.parquet", "rows.parquet", "candidates.parquet", "metrics"})
+BY_HAND = frozenset(
+    {
+        "pairs.parquet",
+        "margins.parquet",
+        "rows.parquet",
+        "candidates.parquet",
+        "bootstrapped.jsonl",
+        "refinement.parquet",
+        "metrics",
+    }
+)
 """Parts that no maker writes yet."""
 
 MARKED = re.compile(r"(<!-- generated: (\S+) -->).*?(<!-- end -->)", re.DOTALL)

@@ -23,7 +23,7 @@ from sera_plugin.config import SeraArgs, SeraConfig, parse_block
 from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.config.parts import RULES
 from sera_plugin.config.presets import PRESETS
-from sera_plugin.data import tables
+from sera_plugin.data import tables, texts
 from sera_plugin.host.checks import _UNSUPPORTED
 from sera_plugin.review import metrics
 from sera_plugin.review.guard import Signals
@@ -157,14 +157,15 @@ def test_metrics_of_the_code_are_in_the_table() -> None:
     assert listed == written | others
 
 
-@pytest.mark.parametrize("file", ["margins", "rows", "candidates"])
+@pytest.mark.parametrize("file", ["pairs", "margins", "rows", "candidates"])
 def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
     listed = named([row[0] for row in generated("docs/artifacts.md", f"{file}.parquet")])
     if file == "margins":
         source = Path(tables.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
         columns = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
     else:
-        columns = set({"rows": tables.ROWS, "candidates": tables.CANDIDATES}[file].names)
+        schemas = {"pairs": texts.PAIRS, "rows": tables.ROWS, "candidates": tables.CANDIDATES}
+        columns = set(schemas[file].names)
     assert listed == columns
 
 
@@ -324,7 +325,7 @@ def test_columns_and_metrics_of_the_glossary_are_stored() -> None:
     stored = {
         name
         for page in ("docs/artifacts.md", "docs/metrics.md")
-        for name in re.findall(r"`([^`]+)`", PAGES[page])
+        for name in re.findall(r"`([^`\n]+)`", PAGES[page])
     }
     assert len(GLOSSARY) > 35
     for row in GLOSSARY:
