@@ -12,26 +12,25 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sera_plugin.commands import schema
+from sera_plugin.data.columns import (
+    BootstrappedPairs,
+    Candidates,
+    Margins,
+    Pairs,
+    Refinement,
+    Rows,
+)
+from sera_plugin.data.metrics import metrics_as_markdown
 
 DOCS = Path(__file__).parent
+FILES = (Pairs, Margins, Rows, Candidates, BootstrappedPairs, Refinement)
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "configuration": schema.markdown,
+    "metrics": metrics_as_markdown,
+    **{columns.file: columns.as_markdown for columns in FILES},
 }
 """Makers of the parts by name."""
-
-BY_HAND = frozenset(
-    {
-        "pairs.parquet",
-        "margins.parquet",
-        "rows.parquet",
-        "candidates.parquet",
-        "bootstrapped.jsonl",
-        "refinement.parquet",
-        "metrics",
-    }
-)
-"""Parts that no maker writes yet."""
 
 MARKED = re.compile(r"(<!-- generated: (\S+) -->).*?(<!-- end -->)", re.DOTALL)
 
@@ -45,11 +44,8 @@ def filled(text: str) -> str:
 
     def part(found: re.Match[str]) -> str:
         begin, name, end = found.groups()
-        if name in BY_HAND:
-            return found.group()
         if name not in PARTS:
-            known = ", ".join([*PARTS, *sorted(BY_HAND)])
-            raise ValueError(f"Unknown part {name!r}. Available: {known}.")
+            raise ValueError(f"Unknown part {name!r}. Available: {', '.join(PARTS)}.")
         return f"{begin}\n\n{PARTS[name]()}\n\n{end}"
 
     return MARKED.sub(part, text)

@@ -12,47 +12,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.data.columns import TEXTS, RankedPairs
 from sera_plugin.runtime.files import write_whole
 
 CUTOFFS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the pairs at which a cut is shown."""
-
-COLUMNS = {
-    "rank": "1 for the most suspicious label",
-    "example_id": "hash of prompt, chosen and rejected text",
-    "margin": "log-ratio of chosen minus that of rejected, nats; negative: the policy disagrees",
-    "preference_probability": "σ(β·margin): how likely the policy takes chosen to be better",
-    "chosen_log_ratio": "log πθ/πref of the chosen answer",
-    "rejected_log_ratio": "the same for the rejected answer",
-    "policy_chosen_logp": "log πθ",
-    "policy_rejected_logp": "log πθ",
-    "chosen_tokens": "length",
-    "rejected_tokens": "length",
-    "prompt": "text",
-    "chosen": "text",
-    "rejected": "text",
-}
 
 
 def ranked(columns: Mapping[str, Any], beta: float) -> pa.Table:
     """All pairs, the lowest margins first; pairs without a finite margin come last.
 
     Args:
-        columns: those of ``COLUMNS`` without ``rank`` and ``preference_probability``, and more.
+        columns: ``RankedPairs`` without ``rank`` and ``preference_probability``, and more.
         beta: β of the loss.
     """
-    margin = np.asarray(columns["margin"], dtype=np.float64)
+    margin = np.asarray(columns[RankedPairs.MARGIN], dtype=np.float64)
     order = np.lexsort(
-        (np.asarray(columns["example_id"]), np.where(np.isfinite(margin), margin, np.inf))
+        (np.asarray(columns[RankedPairs.EXAMPLE_ID]), np.where(np.isfinite(margin), margin, np.inf))
     )
     found = {
-        "rank": np.arange(1, len(margin) + 1),
+        RankedPairs.RANK.value: pa.array(np.arange(1, len(margin) + 1)),
         **{name: pa.array(values).take(pa.array(order)) for name, values in columns.items()},
     }
     with np.errstate(over="ignore"):
-        found["preference_probability"] = 1.0 / (1.0 + np.exp(-beta * margin[order]))
-    names = [*COLUMNS, *(name for name in columns if name not in COLUMNS)]
-    return pa.table({name: found[name] for name in names})
+        probability = 1.0 / (1.0 + np.exp(-beta * margin[order]))
+    found[RankedPairs.PREFERENCE_PROBABILITY.value] = pa.array(probability)
+    own = [name for name in columns if name not in set(RankedPairs)]
+    ours = {column.value: found[column].cast(column.type) for column in RankedPairs}
+    return pa.table(ours | {name: found[name] for name in own})
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ def write_results(table: pa.Table, folder: Path, summary: Mapping[str, Any]) -> 
         OSError: if that fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / "ranked.parquet", compression="zstd")
+    pq.write_table(table, folder / RankedPairs.file, compression="zstd")
     _write_lines(folder / "ranked.jsonl", _rows(table))
     write_whole(folder / "summary.json", json.dumps(summary, indent=2).encode())
 
@@ -114,10 +101,11 @@ def write_kept(table: pa.Table, share: float, path: Path) -> int:
     Axolotl trains on it with a dataset entry that has no ``type``. Pairs without a finite margin
     are never among them.
     """
-    known = int(np.isfinite(table["margin"].to_numpy()).sum())
+    known = int(np.isfinite(table[RankedPairs.MARGIN].to_numpy()).sum())
     count = min(known, max(1, round(share * table.num_rows)))
     kept = table.slice(known - count, count)
-    _write_lines(path, _rows(kept.select(["prompt", "chosen", "rejected", "example_id", "margin"])))
+    names = [*TEXTS, RankedPairs.EXAMPLE_ID, RankedPairs.MARGIN]
+    _write_lines(path, _rows(kept.select(names)))
     return count
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sera_plugin.config import SeraConfig
 from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.config.presets import PRESETS
+from sera_plugin.data.columns import markdown as markdown_table
 
 TOP = "Keys of the block itself."
 
@@ -24,13 +25,6 @@ def markdown() -> str:
     """A heading and a table for every block of keys, then one for the presets."""
     parts = [_section(model, path, text) for path, model, text in _blocks(SeraConfig, (), TOP)]
     return "\n\n".join([*parts, _presets()])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _blocks(
@@ -55,8 +49,8 @@ def _section(model: type[BaseModel], path: tuple[str, ...], text: str) -> str:
         for name, field in model.model_fields.items()
         if block_of(field.annotation) is None
     ]
-    title = ".".join(("sera", *path))
-    return f"### `{title}`\n\n{text}\n\n{table(('Key', 'Default', 'Allowed', 'Meaning'), rows)}"
+    table = markdown_table(("Key", "Default", "Allowed", "Meaning"), rows)
+    return f"### `{'.'.join(('sera', *path))}`\n\n{text}\n\n{table}"
 
 
 def _presets() -> str:
@@ -64,7 +58,7 @@ def _presets() -> str:
         (f"`{name}`", ", ".join(_assignments(values)) or "the defaults of the tables above")
         for name, values in PRESETS.items()
     ]
-    return f"### Values of the presets\n\n{table(('Preset', 'Values'), rows)}"
+    return f"### Values of the presets\n\n{markdown_table(('Preset', 'Values'), rows)}"
 
 
 def _assignments(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

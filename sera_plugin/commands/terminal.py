@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sera_plugin.commands.audit_table import cut_table
 from sera_plugin.commands.report.visible import visible
+from sera_plugin.data.columns import TEXTS, RankedPairs
 from sera_plugin.runtime.memory import GIB
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
 def show_audit(audit: Audit) -> None:
     """Print what an audit found."""
     console = Console()
-    negative = sum(margin < 0 for margin in audit.table["margin"].to_pylist())
+    negative = sum(margin < 0 for margin in audit.table[RankedPairs.MARGIN].to_pylist())
     total = audit.table.num_rows
     console.print(
         f"{total:,} pairs; the policy disagrees with {negative:,} labels ({negative / total:.1%}).",
@@ -46,11 +47,12 @@ def show_audit(audit: Audit) -> None:
     )
     console.print(grid("If the most suspicious pairs are cut", *cut_table(audit.cuts)))
     table = Table(title="Most suspicious", title_justify="left", show_lines=True)
-    for name in ("margin", "prompt", "chosen", "rejected"):
-        table.add_column(name, justify="right" if name == "margin" else "left")
+    table.add_column(RankedPairs.MARGIN, justify="right")
+    for name in TEXTS:
+        table.add_column(name)
     for row in audit.table.slice(0, SHOWN).to_pylist():
-        texts = [Text(_clipped(row[name])) for name in ("prompt", "chosen", "rejected")]
-        table.add_row(f"{row['margin']:.3f}", *texts)
+        texts = [Text(_clipped(row[name])) for name in TEXTS]
+        table.add_row(f"{row[RankedPairs.MARGIN]:.3f}", *texts)
     console.print(table)
     if audit.kept is not None:
         console.print(f"{audit.folder / 'kept.jsonl'}: {audit.kept:,} pairs", soft_wrap=True)

@@ -10,17 +10,30 @@ import numpy as np
 
 
 class Source(StrEnum):
-    """Where a candidate comes from."""
+    """Who wrote a candidate.
 
-    POLICY = "policy"
-    REFERENCE = "reference"
-    CHOSEN = "offline_chosen"
-    REJECTED = "offline_rejected"
+    Attributes:
+        label: what a report calls the candidate.
+        bar: what a progress bar calls the writing; empty for the answers of D.
+    """
+
+    label: str
+    bar: str
+
+    POLICY = "policy", "sampled", "sampling"
+    REFERENCE = "reference", "sampled from the reference", "sampling from the reference"
+    CHOSEN = "offline_chosen", "offline chosen"
+    REJECTED = "offline_rejected", "offline rejected"
+
+    def __new__(cls, name: str, label: str = "", bar: str = "") -> Source:
+        source = str.__new__(cls, name)
+        source._value_, source.label, source.bar = name, label, bar
+        return source
 
     @property
     def sampled(self) -> bool:
         """Whether it was sampled, from the policy or the reference, for this round."""
-        return self in (Source.POLICY, Source.REFERENCE)
+        return bool(self.bar)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from sera_plugin.data.columns import TEXTS
 from sera_plugin.data.ids import example_ids
 from sera_plugin.data.margins import PairLogps, check_numbers
 
@@ -49,7 +50,7 @@ class OfflinePairs:
             dataset: preference pairs as TRL prepared them.
             max_length: the loss sees this many tokens of prompt and answer.
         """
-        names = [name if name in dataset.column_names else f"{name}_ids" for name in _PARTS]
+        names = [name if name in dataset.column_names else f"{name}_ids" for name in TEXTS]
         texts = dataset.select_columns(names)
         ids = tuple(example_ids(tuple(row[name] for name in names) for row in texts))
         prompt, chosen, rejected = (_lengths(dataset, column) for column in TOKENS)
@@ -85,9 +86,6 @@ class OfflinePairs:
     def pair_logps(self, logps: np.ndarray) -> PairLogps:
         """Log-probs of ``OfflineAnswers`` (chosen at 2i, rejected at 2i+1) by example id."""
         return PairLogps(self.ids, logps[0::2], logps[1::2])
-
-
-_PARTS = ("prompt", "chosen", "rejected")
 
 
 def _lengths(dataset: Dataset, column: str) -> np.ndarray:

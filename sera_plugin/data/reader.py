@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.data.columns import BootstrappedPairs, Column, Margins, Pairs
 from sera_plugin.runtime.errors import RunError, first_line
 from sera_plugin.runtime.files import SEAL
 
@@ -35,18 +36,18 @@ class StoredRound:
     summary: Mapping[str, Any]
     reviewed: bool
 
-    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+    def table(self, file: type[Column], *columns: Column) -> pa.Table:
         """A parquet file of the round, or some of its columns.
 
         Raises:
             RunError: if it is not there or damaged.
         """
-        return read_parquet(self.folder / name, columns)
+        return _read_parquet(self.folder / file.file, columns)
 
     @property
     def fresh_path(self) -> Path:
         """The bootstrapped pairs as text."""
-        return self.folder / "bootstrapped.jsonl"
+        return self.folder / BootstrappedPairs.file
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,10 @@ class RunFiles:
         there = ", ".join(str(entry.number) for entry in self.rounds) or "none yet"
         raise RunError(f"--round {number} is not in {self.root}; rounds there: {there}.")
 
-    def pairs(self, columns: list[str] | None = None) -> pa.Table | None:
+    def pairs(self, *columns: Pairs) -> pa.Table | None:
         """The texts of D, or None for a run of an earlier version, which kept none."""
-        path = self.root / "pairs.parquet"
-        return read_parquet(path, columns) if path.exists() else None
+        path = self.root / Pairs.file
+        return _read_parquet(path, columns) if path.exists() else None
 
     def log(self) -> list[Mapping[str, Any]]:
         """The trainer's log history, from wherever it reaches farthest."""
@@ -192,14 +193,9 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A parquet file, or some of its columns.
-
-    Raises:
-        RunError: if it can't be read.
-    """
+def _read_parquet(path: Path, columns: Sequence[Column]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path, columns=list(columns) or None)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
         raise RunError(f"{path} can't be read ({first_line(error)}).") from error
 
@@ -210,7 +206,7 @@ def _stored(number: int, folder: Path) -> StoredRound | None:
     summary = read_json(folder / "summary.json")
     if not isinstance(summary, dict):
         raise RunError(f"{folder / 'summary.json'} was not written by a SeRA run.")
-    return StoredRound(number, folder, summary, (folder / "margins.parquet").is_file())
+    return StoredRound(number, folder, summary, (folder / Margins.file).is_file())
 
 
 def _last_step(entries: list[Mapping[str, Any]]) -> float:

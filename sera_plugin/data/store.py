@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.data.columns import Refinement
 from sera_plugin.data.tables import (
     NEEDED,
     ReviewTable,
@@ -44,9 +45,6 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.shards import round_label
 
 LOG = logger(__name__)
-
-REFINEMENT = "refinement.parquet"
-"""What Δ of a round is found from, written after the round itself."""
 
 
 class RunStore:
@@ -122,7 +120,7 @@ class RunStore:
             record: what training and a resume need.
             fresh: bootstrapped pairs as text.
             summary: metrics of the review.
-            candidates: every answer that competed, with the columns of ``tables.CANDIDATES``.
+            candidates: every answer that competed, with the columns of ``Candidates``.
         """
         final = self.round_dir(number)
         with explained(final):
@@ -206,7 +204,7 @@ class RunStore:
         Raises:
             StoreError: if they can't be written.
         """
-        add_file(self.round_dir(number), number, REFINEMENT, parquet_bytes(table))
+        add_file(self.round_dir(number), number, Refinement.file, parquet_bytes(table))
 
     def read_refinement(self, number: int) -> pa.Table:
         """What ``write_refinement`` was given.
@@ -215,7 +213,7 @@ class RunStore:
             StoreError: if it is missing or is not what was written.
         """
         folder = self.round_dir(number)
-        content = read_intact(folder / REFINEMENT, read_sums(folder, number), number)
+        content = read_intact(folder / Refinement.file, read_sums(folder, number), number)
         return pq.read_table(io.BytesIO(content))
 
     def read_tables(self, last: int) -> list[ReviewTable]:
@@ -243,7 +241,7 @@ class RunStore:
             return None
         files = {name: read_intact(folder / name, sums, number) for name in NEEDED}
         for name in sums:
-            if name not in (*NEEDED, REFINEMENT):
+            if name not in (*NEEDED, Refinement.file):
                 _warn_if_damaged(folder / name, sums)
         return read_record(files)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.data.columns import BootstrappedPairs, Candidates, Margins, Rows
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import RoundRow
 
-NEEDED = ("margins.parquet", "rows.parquet")
+NEEDED = (Margins.file, Rows.file)
 """What a resumed run reads; the other files are for people."""
 
 SIGNAL = "signal_"
@@ -51,72 +52,51 @@ class ReviewTable:
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
-        return pa.table(
+        table = pa.table(
             {
-                "example_id": list(self.ids),
-                "policy_chosen_logp": self.policy.chosen,
-                "policy_rejected_logp": self.policy.rejected,
-                "chosen_log_ratio": self.ratios.chosen,
-                "rejected_log_ratio": self.ratios.rejected,
-                "margin": self.margin,
-                "ensembled_margin": self.ensembled,
-                "kept": self.kept,
-                "score": self.score,
-                "flipped": self.flipped,
-                "measured_in": self.measured_in,
-                **{SIGNAL + name: values for name, values in self.signals.items()},
-            }
+                Margins.EXAMPLE_ID: list(self.ids),
+                Margins.POLICY_CHOSEN_LOGP: self.policy.chosen,
+                Margins.POLICY_REJECTED_LOGP: self.policy.rejected,
+                Margins.CHOSEN_LOG_RATIO: self.ratios.chosen,
+                Margins.REJECTED_LOG_RATIO: self.ratios.rejected,
+                Margins.MARGIN: self.margin,
+                Margins.ENSEMBLED_MARGIN: self.ensembled,
+                Margins.KEPT: self.kept,
+                Margins.SCORE: self.score,
+                Margins.FLIPPED: self.flipped,
+                Margins.MEASURED_IN: self.measured_in,
+            },
+            schema=Margins.arrow(),
         )
+        for name, values in self.signals.items():
+            table = table.append_column(SIGNAL + name, pa.array(values))
+        return table
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> ReviewTable:
-        columns = {
-            name: table.column(name).to_numpy()
-            for name in table.column_names
-            if name != "example_id"
-        }
-        ids = tuple(table.column("example_id").to_pylist())
+        ids = tuple(table[Margins.EXAMPLE_ID].to_pylist())
+
+        def numbers(column: Margins) -> np.ndarray:
+            return table[column].to_numpy()
+
         return cls(
             ids,
-            PairLogps(ids, columns["policy_chosen_logp"], columns["policy_rejected_logp"]),
-            PairLogps(ids, columns["chosen_log_ratio"], columns["rejected_log_ratio"]),
-            columns["margin"],
-            columns["ensembled_margin"],
-            columns["kept"].astype(bool),
-            columns["score"],
-            columns["flipped"].astype(bool),
-            columns["measured_in"],
-            {n.removeprefix(SIGNAL): v for n, v in columns.items() if n.startswith(SIGNAL)},
+            PairLogps(
+                ids, numbers(Margins.POLICY_CHOSEN_LOGP), numbers(Margins.POLICY_REJECTED_LOGP)
+            ),
+            PairLogps(ids, numbers(Margins.CHOSEN_LOG_RATIO), numbers(Margins.REJECTED_LOG_RATIO)),
+            numbers(Margins.MARGIN),
+            numbers(Margins.ENSEMBLED_MARGIN),
+            numbers(Margins.KEPT).astype(bool),
+            numbers(Margins.SCORE),
+            numbers(Margins.FLIPPED).astype(bool),
+            numbers(Margins.MEASURED_IN),
+            {
+                name.removeprefix(SIGNAL): table[name].to_numpy()
+                for name in table.column_names
+                if name.startswith(SIGNAL)
+            },
         )
-
-
-ROWS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("example_id", pa.string()),
-        ("chosen_ids", pa.list_(pa.int64())),
-        ("rejected_ids", pa.list_(pa.int64())),
-        ("ref_chosen_logp", pa.float64()),
-        ("ref_rejected_logp", pa.float64()),
-        ("flipped", pa.bool_()),
-    ]
-)
-
-
-CANDIDATES = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("source", pa.string()),
-        ("finished", pa.bool_()),
-        ("token_ids", pa.list_(pa.int64())),
-        ("policy_logp", pa.float64()),
-        ("reference_logp", pa.float64()),
-        ("log_ratio", pa.float64()),
-        ("reward", pa.float64()),
-        ("judge_score", pa.float64()),
-        ("in_round", pa.bool_()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -137,22 +117,21 @@ def round_files(
     """
     rows = [asdict(row) for row in record.rows]
     return {
-        "margins.parquet": parquet_bytes(record.table.to_arrow()),
-        "rows.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=ROWS)),
-        "candidates.parquet": parquet_bytes(
-            pa.Table.from_pylist(list(candidates), schema=CANDIDATES)
+        Margins.file: parquet_bytes(record.table.to_arrow()),
+        Rows.file: parquet_bytes(pa.Table.from_pylist(rows, schema=Rows.arrow())),
+        Candidates.file: parquet_bytes(
+            pa.Table.from_pylist(list(candidates), schema=Candidates.arrow())
         ),
-        "bootstrapped.jsonl": "".join(json.dumps(pair) + "\n" for pair in fresh).encode("ascii"),
+        BootstrappedPairs.file: "".join(json.dumps(pair) + "\n" for pair in fresh).encode("ascii"),
     }
 
 
 def read_record(files: Mapping[str, bytes]) -> RoundRecord:
     """The round in the files of ``NEEDED``, given by name."""
     margins, rows = (pq.read_table(io.BytesIO(files[name])) for name in NEEDED)
-    names = [field.name for field in fields(RoundRow)]
     return RoundRecord(
         ReviewTable.from_arrow(margins),
-        [RoundRow(**{name: _frozen(row[name]) for name in names}) for row in rows.to_pylist()],
+        [RoundRow(*(_frozen(row[column]) for column in Rows)) for row in rows.to_pylist()],
     )
 
 

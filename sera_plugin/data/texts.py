@@ -15,23 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.data.columns import TEXTS, Pairs
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.runtime.files import explained, put_in_place, write_whole
 
-PAIRS_FILE = "pairs.parquet"
 LOG_FILE = "log.json"
 BATCH = 10_000
-PAIRS = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("prompt", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("chosen_tokens", pa.int64()),
-        ("rejected_tokens", pa.int64()),
-    ]
-)
 
 
 def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,13 +31,13 @@ def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenize
     Raises:
         StoreError: if the file can't be written.
     """
-    final = folder / PAIRS_FILE
+    final = folder / Pairs.file
     if final.exists():
         return
-    building = final.with_name(f".{PAIRS_FILE}.tmp")
+    building = final.with_name(f".{Pairs.file}.tmp")
     with explained(final):
         with open(building, "wb") as file:
-            with pq.ParquetWriter(file, PAIRS, compression="zstd") as writer:
+            with pq.ParquetWriter(file, Pairs.arrow(), compression="zstd") as writer:
                 for batch in _batches(pairs, tokenizer):
                     writer.write_batch(batch)
             file.flush()
@@ -76,13 +65,10 @@ def _batches(pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> Iterato
         yield pa.record_batch(
             [
                 pa.array(pairs.ids[start:stop], pa.string()),
-                *(
-                    text_column(table, part, tokenizer.decode)
-                    for part in ("prompt", "chosen", "rejected")
-                ),
+                *(text_column(table, part, tokenizer.decode) for part in TEXTS),
                 *(pa.array(column[start:stop], pa.int64()) for column in lengths),
             ],
-            schema=PAIRS,
+            schema=Pairs.arrow(),
         )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sera_plugin.data.margins import PairLogps, overlap
+from sera_plugin.data.metrics import METRICS, QUANTILES, SET
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.review import Review
@@ -18,8 +19,6 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.scoring.scorer import Phase
 
 LOG = logger(__name__)
-
-QUANTILES = (5, 25, 50, 75, 95)
 
 
 def accuracy(ratios: PairLogps) -> float:
@@ -156,27 +155,11 @@ def _mean(values: Any) -> float:
 def table_text(rows: Sequence[dict[str, float]]) -> str:
     """The rounds so far as a plain table, one line each."""
     table = Table(title="SeRA rounds", title_justify="left")
-    columns = {
-        "round": ("round", "{:.0f}"),
-        "kept": ("kept", "{:.0f}"),
-        "bootstrapped": ("fresh", "{:.0f}"),
-        "shortfall": ("filled", "{:.0f}"),
-        "guard_share": ("guard", "{:.0%}"),
-        "margin_mean": ("margin", "{:.3f}"),
-        "threshold": ("threshold", "{:.3f}"),
-        "accuracy_train": ("accuracy", "{:.1%}"),
-        "kept_overlap": ("overlap", "{:.1%}"),
-        "kl_policy_samples": ("KL", "{:.2f}"),
-        "seconds_scoring": ("score s", "{:.1f}"),
-        "seconds_generation": ("sample s", "{:.1f}"),
-        "seconds_training": ("train s", "{:.1f}"),
-    }
-    for title, _ in columns.values():
-        table.add_column(title, justify="right")
+    shown = [metric for metric in METRICS if metric.title and SET not in metric.name]
+    for metric in shown:
+        table.add_column(metric.title, justify="right")
     for row in rows:
-        table.add_row(
-            *(form.format(row[name]) if name in row else "-" for name, (_, form) in columns.items())
-        )
+        table.add_row(*(m.text(row[m.name]) if m.name in row else "-" for m in shown))
     buffer = io.StringIO()
     Console(file=buffer, width=140, color_system=None).print(table)
     return buffer.getvalue()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from sera_plugin.data.candidates import Answered, Prompt, Rollout, Source
+from sera_plugin.data.candidates import Answered, Prompt, Rollout
 from sera_plugin.data.ids import uniforms
 from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
@@ -32,9 +32,6 @@ batch: every decoding step pays for the padding of all prompts."""
 
 SHARD_BATCHES = 2
 """Batches per rank in a shard; a batch is many answers of many decoding steps, so few."""
-
-
-_BAR = {Source.POLICY: "sampling", Source.REFERENCE: "sampling from the reference"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Sampler:
                 model, [prompts[i] for i in batches[number]], seed, round_number, synced
             ),
             group=SHARD_BATCHES,
-            description=f"Round {round_number}: {_BAR[self.settings.writer]}",
+            description=f"Round {round_number}: {self.settings.writer.bar}",
             codec=RolloutCodec(),
             shards=self._shards(origin, prompts, seed, round_number),
             stored=origin is not None,

@@ -148,10 +148,8 @@ class Sampling:
             sampler: ``sera.bootstrap.sampler``. For ``mixed`` the policy writes the first half of
                 the answers, the larger one of an odd number, and the reference the others.
         """
-        if sampler == "policy":
-            return (self,)
-        if sampler == "reference":
-            return (replace(self, writer=Source.REFERENCE),)
+        if sampler != "mixed":
+            return (replace(self, writer=Source(sampler)),)
         own = (self.num_candidates + 1) // 2
         return (
             replace(self, num_candidates=own),

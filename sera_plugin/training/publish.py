@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.data.candidates import Candidate
+from sera_plugin.data.columns import BootstrappedPairs, Candidates, Competitors
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
@@ -34,24 +35,24 @@ def fresh_lines(
         if not isinstance(prompt, str):
             prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=False)
         yield {
-            "prompt": prompt,
-            "chosen": text(pair.chosen),
-            "rejected": text(pair.rejected),
-            "example_id": pair.example_id,
-            "round": review.size.number,
-            "margin": pair.margin,
-            "reward_chosen": pair.chosen.reward(beta, penalty),
-            "reward_rejected": pair.rejected.reward(beta, penalty),
-            "chosen_source": pair.chosen.source.value,
-            "rejected_source": pair.rejected.source.value,
-            "candidates": [
+            BootstrappedPairs.PROMPT: prompt,
+            BootstrappedPairs.CHOSEN: text(pair.chosen),
+            BootstrappedPairs.REJECTED: text(pair.rejected),
+            BootstrappedPairs.EXAMPLE_ID: pair.example_id,
+            BootstrappedPairs.ROUND: review.size.number,
+            BootstrappedPairs.MARGIN: pair.margin,
+            BootstrappedPairs.REWARD_CHOSEN: pair.chosen.reward(beta, penalty),
+            BootstrappedPairs.REWARD_REJECTED: pair.rejected.reward(beta, penalty),
+            BootstrappedPairs.CHOSEN_SOURCE: pair.chosen.source.value,
+            BootstrappedPairs.REJECTED_SOURCE: pair.rejected.source.value,
+            BootstrappedPairs.CANDIDATES: [
                 {
-                    "text": text(candidate),
-                    "source": candidate.source.value,
-                    "finished": candidate.finished,
-                    "tokens": len(candidate.token_ids),
-                    "log_ratio": candidate.log_ratio,
-                    "reward": candidate.reward(beta, penalty),
+                    Competitors.TEXT: text(candidate),
+                    Competitors.SOURCE: candidate.source.value,
+                    Competitors.FINISHED: candidate.finished,
+                    Competitors.TOKENS: len(candidate.token_ids),
+                    Competitors.LOG_RATIO: candidate.log_ratio,
+                    Competitors.REWARD: candidate.reward(beta, penalty),
                 }
                 for candidate in pair.pool.candidates
             ],
@@ -64,16 +65,16 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
     for pool in review.bootstrapped.pools:
         for candidate in pool.candidates:
             yield {
-                "example_id": pool.example_id,
-                "source": candidate.source.value,
-                "finished": candidate.finished,
-                "token_ids": list(candidate.token_ids),
-                "policy_logp": candidate.policy_logp,
-                "reference_logp": candidate.reference_logp,
-                "log_ratio": candidate.log_ratio,
-                "reward": candidate.reward(beta, review.bootstrapped.penalty),
-                "judge_score": candidate.verdict.score if candidate.verdict else None,
-                "in_round": pool.example_id in used,
+                Candidates.EXAMPLE_ID: pool.example_id,
+                Candidates.SOURCE: candidate.source.value,
+                Candidates.FINISHED: candidate.finished,
+                Candidates.TOKEN_IDS: list(candidate.token_ids),
+                Candidates.POLICY_LOGP: candidate.policy_logp,
+                Candidates.REFERENCE_LOGP: candidate.reference_logp,
+                Candidates.LOG_RATIO: candidate.log_ratio,
+                Candidates.REWARD: candidate.reward(beta, review.bootstrapped.penalty),
+                Candidates.JUDGE_SCORE: candidate.verdict.score if candidate.verdict else None,
+                Candidates.IN_ROUND: pool.example_id in used,
             }
 
 
@@ -81,17 +82,20 @@ LOG = logger(__name__)
 
 ROWS = 20
 """Pairs in a table."""
-COLUMNS = (
-    "round",
-    "prompt",
-    "chosen",
-    "rejected",
-    "margin",
-    "reward_chosen",
-    "reward_rejected",
-    "chosen_source",
-    "rejected_source",
-    "example_id",
+COLUMNS = tuple(
+    column.value
+    for column in (
+        BootstrappedPairs.ROUND,
+        BootstrappedPairs.PROMPT,
+        BootstrappedPairs.CHOSEN,
+        BootstrappedPairs.REJECTED,
+        BootstrappedPairs.MARGIN,
+        BootstrappedPairs.REWARD_CHOSEN,
+        BootstrappedPairs.REWARD_REJECTED,
+        BootstrappedPairs.CHOSEN_SOURCE,
+        BootstrappedPairs.REJECTED_SOURCE,
+        BootstrappedPairs.EXAMPLE_ID,
+    )
 )
 NAME = "sera/bootstrapped_pairs"
 

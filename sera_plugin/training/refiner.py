@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from sera_plugin.config import RefineConfig
+from sera_plugin.data.columns import Refinement
 from sera_plugin.data.margins import check_numbers
 from sera_plugin.data.rounds import RoundDataset
 from sera_plugin.data.store import RunStore
@@ -99,7 +100,7 @@ class Refiner:
                 self.store.write_refinement(number, table)
             self._accelerator.wait_for_everyone()
             self._seconds = {"seconds_refining": time.perf_counter() - start}
-        keys, chosen, rejected = (table[name].to_pylist() for name in table.column_names)
+        keys, chosen, rejected = (table[column].to_pylist() for column in Refinement)
         logps = {
             key: (q_chosen, q_rejected)
             for key, q_chosen, q_rejected in zip(keys, chosen, rejected, strict=True)
@@ -117,9 +118,7 @@ class Refiner:
             np.isfinite(logps[0::2] - logps[1::2]), self.max_set_aside, f"Δ of round {number}"
         )
         keys = [dataset.rows[i].key for i in rows]
-        return pa.table(
-            {"key": keys, "quality_chosen_logp": logps[0::2], "quality_rejected_logp": logps[1::2]}
-        )
+        return pa.table([keys, logps[0::2], logps[1::2]], schema=Refinement.arrow())
 
     def shift(
         self, model: torch.nn.Module, given: Mapping[str, Any], tokens: tuple[torch.Tensor, ...]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sera_plugin.config.parsing import default_at
+from sera_plugin.data.columns import Pairs
 from sera_plugin.data.ids import dataset_hash
 from sera_plugin.data.store import RunStore, StoreError
 from sera_plugin.data.tables import RoundRecord
-from sera_plugin.data.texts import PAIRS_FILE, write_pairs
+from sera_plugin.data.texts import write_pairs
 from sera_plugin.host.models import plugin_config
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.logs import logger
@@ -70,7 +71,7 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
     if not store.root.exists():
         return False
     names = {path.name for path in store.root.iterdir() if path.name[0] != "."}
-    if names - {store.work.name, PAIRS_FILE} != {"run.json"}:
+    if names - {store.work.name, Pairs.file} != {"run.json"}:
         return False
     try:
         return store.read_run() == json.loads(json.dumps(settings))

@@ -19,6 +19,7 @@ from test_distributed import LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.ids import content_id
+from sera_plugin.data.metrics import metrics_of
 
 pytestmark = pytest.mark.cli
 OFF: dict[str, Any] = {"selection": False, "bootstrap": False}
@@ -95,6 +96,7 @@ def test_every_row_of_a_reviewed_round_has_its_log_probs(lora: Path) -> None:
     assert any(row["chosen_ids"] is not None for row in rows), "no pair was bootstrapped"
     summary = json.loads((folder / "summary.json").read_text())
     first = json.loads((folder.with_name("round-01") / "summary.json").read_text())
+    assert {metric.name for metric in metrics_of(summary)} == summary.keys() - {"guard"}
     for found in (first, summary):
         assert found["unrefined"] == 0
         assert found["delta_std"] > 0

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
+from sera_plugin.data.metrics import metrics_of
+
 pytestmark = pytest.mark.cli
 # 64, 44 and 44 pairs in micro-batches of 4, three to an update: 16, 11, 11 batches.
 UPDATES = [6, 4, 4]
@@ -89,6 +91,13 @@ def test_the_review_is_logged_at_the_start_of_its_round(history: list[dict[str, 
     assert 0 <= reviews[1]["sera/kept_overlap"] <= 1
     assert sum("sera/seconds_training" in entry for entry in history) >= 2
     assert sum("sera/tokens_per_second_training" in entry for entry in history) >= 2
+
+
+def test_every_logged_number_is_in_the_registry(history: list[dict[str, Any]]) -> None:
+    names = {name for entry in history for name in entry if name.startswith("sera/")}
+    logged = {name.removeprefix("sera/") for name in names}
+    assert {"seconds_training", "tokens_per_second_training", "accuracy_eval"} <= logged
+    assert logged == {metric.name for metric in metrics_of(logged)}
 
 
 def test_reporters_get_the_metrics(run: tuple[Path, str]) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sera_plugin.data.columns import Pairs
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import ReviewTable, RoundRecord
-from sera_plugin.data.texts import LOG_FILE, PAIRS, PAIRS_FILE
+from sera_plugin.data.texts import LOG_FILE
 
 HOSTILE = (
     "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -72,8 +73,7 @@ def write_run(
         for name in ("prompt", "chosen", "rejected"):
             columns[name] = [row[name] for row in said]
             columns[f"{name}_tokens"] = [len(row[name].split()) for row in said]
-        table = pa.table({name: pa.array(columns[name]) for name in PAIRS.names})
-        pq.write_table(table.cast(PAIRS), store.root / PAIRS_FILE)
+        pq.write_table(pa.table(columns, schema=Pairs.arrow()), store.root / Pairs.file)
     log = [{"step": n, "loss": 1 / n, "learning_rate": 1e-4 / n} for n in range(1, 6)]
     (store.root / LOG_FILE).write_text(json.dumps(log))
     store.update_summary(1, {"kept": float(count), "seconds_training": 1.0})

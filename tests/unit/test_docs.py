@@ -9,7 +9,6 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,16 @@ from sera_plugin.config import SeraArgs, SeraConfig, parse_block
 from sera_plugin.config.parsing import allowed_at, block_of
 from sera_plugin.config.parts import RULES
 from sera_plugin.config.presets import PRESETS
-from sera_plugin.data import tables, texts
+from sera_plugin.data.columns import (
+    BootstrappedPairs,
+    Candidates,
+    Margins,
+    Pairs,
+    Refinement,
+    Rows,
+)
+from sera_plugin.data.metrics import METRICS
 from sera_plugin.host.checks import _UNSUPPORTED
-from sera_plugin.review import metrics
-from sera_plugin.review.guard import Signals
-from sera_plugin.review.pairing import Shortfall
-from sera_plugin.training import refinement
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sera_plugin"
@@ -131,42 +134,12 @@ def test_refused_keys_are_named() -> None:
     assert not missing
 
 
-def test_metrics_of_the_code_are_in_the_table() -> None:
+def test_metrics_and_columns_of_the_code_are_on_the_pages() -> None:
     listed = named([row[0] for row in generated("docs/metrics.md", "metrics")])
-    source = Path(metrics.__file__).read_text(encoding="utf-8")
-    body = source.split("def table_text")[0]
-    found = set(re.findall(r'found\["(\w+)"\]|^\s+"(\w+)": ', body, re.MULTILINE))
-    written = {name for pair in found for name in pair if name}
-    written |= {f"margin_q{q:02d}" for q in metrics.QUANTILES}
-    written |= {f"short_{reason.value}" for reason in Shortfall}
-    written |= {f"guard_{signal.name}" for signal in fields(Signals)}
-    assert {"threshold", "kept_overlap", "kl_policy_samples"} <= written
-    assert written <= listed
-    written |= {f"delta_q{q:02d}" for q in refinement.QUANTILES}
-    written |= {f"delta_{what}" for what in ("mean", "std")}
-    written |= {f"delta_{what}_correlation" for what in ("margin", "score")}
-    others = {
-        "accuracy_eval",
-        "set_aside_eval",
-        "seconds_training",
-        "seconds_refining",
-        "unrefined",
-    }
-    others |= {f"{what}_{n}" for what in ("seconds", "tokens_per_second") for n in ("scoring",)}
-    others |= {"seconds_generation", "tokens_per_second_generation", "tokens_per_second_training"}
-    assert listed == written | others
-
-
-@pytest.mark.parametrize("file", ["pairs", "margins", "rows", "candidates"])
-def test_columns_of_the_artifacts_are_in_a_table(file: str) -> None:
-    listed = named([row[0] for row in generated("docs/artifacts.md", f"{file}.parquet")])
-    if file == "margins":
-        source = Path(tables.__file__).read_text(encoding="utf-8").split("def from_arrow")[0]
-        columns = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
-    else:
-        schemas = {"pairs": texts.PAIRS, "rows": tables.ROWS, "candidates": tables.CANDIDATES}
-        columns = set(schemas[file].names)
-    assert listed == columns
+    assert listed == {metric.name for metric in METRICS}
+    for columns in (Pairs, Margins, Rows, Candidates, BootstrappedPairs, Refinement):
+        rows = generated("docs/artifacts.md", columns.file)
+        assert named([row[0] for row in rows]) == set(columns)
 
 
 def test_every_rule_of_selection_is_in_the_table() -> None:

@@ -1,11 +1,14 @@
 """Numbers of a review, worked out by hand, and the table that shows them."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
 from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.metrics import METRICS, SET, label_of, metrics_as_markdown, metrics_of
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import Composition
 from sera_plugin.data.schedule import RoundSize
@@ -23,6 +26,7 @@ from sera_plugin.review.pairing import SampleStats, Shortfall
 from sera_plugin.review.review import Review
 from sera_plugin.review.selection import Choice, History
 from sera_plugin.scoring.scorer import Phase
+from sera_plugin.training.refinement import gap_statistics
 
 IDS = ("a", "b", "c", "d")
 
@@ -149,6 +153,43 @@ def test_every_number_by_hand():
             "tokens_per_second_generation": 150,
         }
     )
+
+
+def test_the_registry_has_what_a_round_reports_and_nothing_else():
+    review = review_of(held_out={"eval": logps([1], [0], ("x",))})
+    everything = replace(
+        review.bootstrapped,
+        short=dict.fromkeys(Shortfall, 1),
+        decision=replace(DECISION, signals=Signals(*[QUIET] * len(fields(Signals)))),
+    )
+    found = review_metrics(replace(review, bootstrapped=everything), PAIRS, review.table)
+    found |= gap_statistics([0.0, 1.0], [1.0, 2.0], [3.0, 4.0])
+    # What the trainer and the refiner add at the end of a round; tests/run looks at their files.
+    closing = {"seconds_training", "tokens_per_second_training", "seconds_refining", "unrefined"}
+    families = {f"{stem}_{SET}": f"{stem}_eval" for stem in ("accuracy", "set_aside")}
+    known = [families.get(metric.name, metric.name) for metric in METRICS]
+    assert len(known) == len(set(known))
+    assert set(known) == set(found) | closing
+
+
+def test_a_set_of_its_own_name_belongs_to_a_family():
+    names = ["set_aside_answers", "unknown", "accuracy_maths", "accuracy_train", "set_aside"]
+    found = {metric.name: metric for metric in metrics_of(names)}
+    assert list(found) == ["set_aside", "set_aside_answers", "accuracy_train", "accuracy_maths"]
+    assert found["accuracy_maths"].title == "accuracy maths"
+    assert found["set_aside_answers"].unit == "completions"
+    assert label_of("kept") == "offline pairs kept"
+
+
+def test_metrics_are_formatted_and_explained():
+    assert all(metric.meaning and metric.text(1234.5) for metric in METRICS)
+    kept, share, margin = metrics_of(["kept", "guard_share", "margin_mean"])
+    assert (kept.text(1234.0), kept.text(1234.0, ",")) == ("1234", "1,234")
+    assert (share.text(0.5), margin.text(-0.25)) == ("50%", "-0.250")
+    rows = metrics_as_markdown().splitlines()
+    assert rows[0] == "| Metric | Unit | Meaning |"
+    assert "| `chosen_tokens_offline`, `rejected_tokens_offline` | tokens |" in "\n".join(rows)
+    assert {len(row.split(" | ")) for row in rows} == {3}
 
 
 def test_what_was_not_done_is_left_out():

@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset
 
 from sera_plugin.data import texts as records
+from sera_plugin.data.columns import Pairs
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.runtime.errors import StoreError
 
@@ -42,7 +43,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 def write(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pairs = OfflinePairs.of(Dataset.from_list(found), 4)
     records.write_pairs(folder, pairs, Letters())  # type: ignore[arg-type]
-    read = pq.read_table(folder / records.PAIRS_FILE).to_pylist()
+    read = pq.read_table(folder / Pairs.file).to_pylist()
     assert [row["example_id"] for row in read] == list(pairs.ids)
     return read
 
@@ -58,14 +59,14 @@ def test_texts_and_lengths_of_every_pair(tmp_path: Path, monkeypatch: pytest.Mon
         }
         # The loss sees 4 tokens of prompt and answer.
         assert (row["prompt_tokens"], row["chosen_tokens"], row["rejected_tokens"]) == (2, 2, 1)
-    assert [path.name for path in tmp_path.iterdir()] == [records.PAIRS_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [Pairs.file]
 
 
 def test_text_of_a_shuffled_dataset_keeps_its_order(tmp_path: Path) -> None:
     dataset = Dataset.from_list(rows(20)).shuffle(seed=1)
     pairs = OfflinePairs.of(dataset, None)
     records.write_pairs(tmp_path, pairs, Letters())  # type: ignore[arg-type]
-    read = pq.read_table(tmp_path / records.PAIRS_FILE)
+    read = pq.read_table(tmp_path / Pairs.file)
     assert read["prompt"].to_pylist() == dataset["prompt"][:] != rows(20)
     assert read["example_id"].to_pylist() == list(pairs.ids)
 
@@ -78,9 +79,9 @@ def test_tokens_become_text_where_there_is_none(tmp_path: Path) -> None:
 
 def test_texts_that_are_there_stay(tmp_path: Path) -> None:
     write(tmp_path, rows(2))
-    before = (tmp_path / records.PAIRS_FILE).stat().st_mtime_ns
+    before = (tmp_path / Pairs.file).stat().st_mtime_ns
     write(tmp_path, rows(2))
-    assert (tmp_path / records.PAIRS_FILE).stat().st_mtime_ns == before
+    assert (tmp_path / Pairs.file).stat().st_mtime_ns == before
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import yaml
 from sera_plugin.commands.audit_table import Cut, cut_table
 from sera_plugin.commands.report.figures import DROPPED, KEPT, bin_edges, histogram
 from sera_plugin.commands.report.page import Explorer, Figure, Grid, Page
-from sera_plugin.commands.report.pairs import BUDGET, TEXTS, choose, clipped, text_bytes
+from sera_plugin.commands.report.pairs import BUDGET, choose, clipped, text_bytes
+from sera_plugin.data.columns import TEXTS, RankedPairs
 
 LIMIT = BUDGET + 1_200_000
 """Bytes of text: an audit has one list alone."""
@@ -29,7 +30,7 @@ def audit_page(
         summary: what was audited with what.
         truth: column that says which labels are wrong, if there is one.
     """
-    margins = table["margin"].to_numpy()
+    margins = table[RankedPairs.MARGIN].to_numpy()
     header, rows = cut_table(found)
     negative = float(np.mean(margins < 0))
     return Page(
@@ -57,7 +58,7 @@ def audit_page(
 
 
 def _margins(table: pa.Table, truth: str | None) -> Figure:
-    margins = table["margin"].to_numpy()
+    margins = table[RankedPairs.MARGIN].to_numpy()
     parts = {"pairs": margins}
     if truth is not None:
         wrong = table[truth].to_numpy(zero_copy_only=False).astype(bool)
@@ -74,7 +75,7 @@ def _margins(table: pa.Table, truth: str | None) -> Figure:
 
 
 def _explorer(table: pa.Table, truth: str | None) -> Explorer:
-    margins = table["margin"].to_numpy()
+    margins = table[RankedPairs.MARGIN].to_numpy()
     chosen = choose(margins, text_bytes(table), LIMIT, None)
     note = (
         f"All {table.num_rows:,} pairs"
@@ -89,19 +90,22 @@ def _explorer(table: pa.Table, truth: str | None) -> Explorer:
 
 
 def _row(row: Mapping[str, Any], truth: str | None) -> dict[str, Any]:
-    tags = ["disagrees" if row["margin"] < 0 else "agrees"]
+    tags = ["disagrees" if row[RankedPairs.MARGIN] < 0 else "agrees"]
     if truth is not None and row[truth]:
         tags.append(truth)
     return {
-        "id": row["example_id"],
+        "id": row[RankedPairs.EXAMPLE_ID],
         **{name: clipped(row[name]) for name in TEXTS},
         "tags": tags,
         "numbers": [
-            ("rank", row["rank"]),
-            ("margin", row["margin"]),
-            ("probability of the label", row["preference_probability"]),
-            ("tokens", f"{row['chosen_tokens']} / {row['rejected_tokens']}"),
+            ("rank", row[RankedPairs.RANK]),
+            ("margin", row[RankedPairs.MARGIN]),
+            ("probability of the label", row[RankedPairs.PREFERENCE_PROBABILITY]),
+            (
+                "tokens",
+                f"{row[RankedPairs.CHOSEN_TOKENS]} / {row[RankedPairs.REJECTED_TOKENS]}",
+            ),
         ],
-        "sort": [row["rank"], -row["rank"]],
+        "sort": [row[RankedPairs.RANK], -row[RankedPairs.RANK]],
         "candidates": [],
     }

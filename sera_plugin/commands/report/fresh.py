@@ -11,17 +11,18 @@ import numpy as np
 
 from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.pairs import ROW, choose, clipped
+from sera_plugin.data.candidates import Source
+from sera_plugin.data.columns import TEXTS, BootstrappedPairs, Competitors
 from sera_plugin.data.reader import StoredRound
 from sera_plugin.runtime.errors import RunError
 
 BUDGET = 1_400_000
 """Bytes of text in the list of bootstrapped pairs."""
-ROLES = {
-    "policy": "sampled",
-    "reference": "sampled from the reference",
-    "offline_chosen": "offline chosen",
-    "offline_rejected": "offline rejected",
+_SIDES = {
+    BootstrappedPairs.CHOSEN: BootstrappedPairs.CHOSEN_SOURCE,
+    BootstrappedPairs.REJECTED: BootstrappedPairs.REJECTED_SOURCE,
 }
+"""Columns of the two answers, and of who wrote them."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,15 @@ def bootstrapped_pairs(rounds: Sequence[StoredRound]) -> Explorer | None:
     margins = np.array([place.margin for place in places])
     sizes = np.array([place.size + 2 * ROW for place in places])
     shown = [_row(places[i]) for i in choose(margins, sizes, BUDGET, None).tolist()]
-    files = "round-NN/bootstrapped.jsonl"
     note = (
         f"All {len(places):,} new pairs, made from the policy's own answers."
         if len(shown) == len(places)
         else f"{len(shown):,} of {len(places):,} new pairs: the smallest and largest differences "
-        f"in reward and a random sample. All are in {files} of the run."
+        f"in reward and a random sample. All are in round-NN/{BootstrappedPairs.file} of the run."
     )
     numbers = sorted({place.stored.number for place in places}, reverse=True)
     tags = [f"round {number}" for number in numbers]
-    tags += [f"{side} {name}" for side in ("chosen:", "rejected:") for name in ROLES.values()]
+    tags += [f"{side}: {source.label}" for side in _SIDES for source in Source]
     orders = ["largest difference in reward first", "smallest first"]
     return Explorer("new", "Bootstrapped pairs", note, shown, tags, orders)
 
@@ -67,7 +67,7 @@ def _places(stored: StoredRound) -> Iterator[_Place]:
     with open(stored.fresh_path, "rb") as file:
         for line in file:
             pair = _parsed(line, stored)
-            yield _Place(stored, start, len(line), float(pair.get("margin") or 0.0))
+            yield _Place(stored, start, len(line), float(pair.get(BootstrappedPairs.MARGIN) or 0.0))
             start += len(line)
 
 
@@ -76,7 +76,7 @@ def _parsed(line: bytes, stored: StoredRound) -> dict[str, Any]:
         pair = json.loads(line)
     except ValueError as error:
         raise RunError(f"{stored.fresh_path} can't be read ({error}).") from error
-    if not isinstance(pair, dict) or not {"prompt", "chosen", "rejected"} <= pair.keys():
+    if not isinstance(pair, dict) or not set(TEXTS) <= pair.keys():
         raise RunError(f"{stored.fresh_path} was not written by a SeRA run.")
     return pair
 
@@ -86,40 +86,42 @@ def _row(place: _Place) -> dict[str, Any]:
         file.seek(place.start)
         pair = _parsed(file.read(place.size), place.stored)
     return {
-        "id": str(pair.get("example_id", "")),
-        **{name: clipped(str(pair[name])) for name in ("prompt", "chosen", "rejected")},
+        "id": str(pair.get(BootstrappedPairs.EXAMPLE_ID, "")),
+        **{name: clipped(str(pair[name])) for name in TEXTS},
         "tags": [
             f"round {place.stored.number}",
-            *(f"{side}: {_source(pair.get(f'{side}_source'))}" for side in ("chosen", "rejected")),
+            *(f"{side}: {_label(pair.get(source))}" for side, source in _SIDES.items()),
         ],
         "numbers": [
-            ("difference in reward", pair.get("margin")),
-            ("reward of chosen", pair.get("reward_chosen")),
-            ("of rejected", pair.get("reward_rejected")),
+            ("difference in reward", pair.get(BootstrappedPairs.MARGIN)),
+            ("reward of chosen", pair.get(BootstrappedPairs.REWARD_CHOSEN)),
+            ("of rejected", pair.get(BootstrappedPairs.REWARD_REJECTED)),
         ],
         "sort": [-place.margin, place.margin],
         "candidates": sorted(
-            (_candidate(found, pair) for found in pair.get("candidates") or ()),
+            (_candidate(found, pair) for found in pair.get(BootstrappedPairs.CANDIDATES) or ()),
             key=lambda candidate: -(candidate["reward"] or 0.0),
         ),
     }
 
 
 def _candidate(found: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
-    roles = []
-    for side in ("chosen", "rejected"):
-        if found.get("text") == pair[side] and found.get("source") == pair.get(f"{side}_source"):
-            roles.append(side)
+    text, source = found.get(Competitors.TEXT), found.get(Competitors.SOURCE)
     return {
-        **clipped(str(found.get("text", ""))),
-        "source": _source(found.get("source")),
-        "finished": bool(found.get("finished", True)),
-        "tokens": found.get("tokens"),
-        "log_ratio": found.get("log_ratio"),
-        "reward": found.get("reward"),
-        "roles": roles,
+        **clipped(str(text or "")),
+        "source": _label(source),
+        "finished": bool(found.get(Competitors.FINISHED, True)),
+        "tokens": found.get(Competitors.TOKENS),
+        "log_ratio": found.get(Competitors.LOG_RATIO),
+        "reward": found.get(Competitors.REWARD),
+        "roles": [
+            side.value
+            for side, writer in _SIDES.items()
+            if text == pair[side] and source == pair.get(writer)
+        ],
     }
 
 
-def _source(name: Any) -> str:
-    return ROLES.get(str(name), str(name))
+def _label(source: Any) -> str:
+    name = str(source)
+    return Source(name).label if name in set(Source) else name

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.reviews import Reviews
+from sera_plugin.data.columns import TEXTS, Margins, Pairs
 from sera_plugin.runtime.errors import RunError
 
 BUDGET = 2_200_000
@@ -23,8 +24,6 @@ CUT = 4000
 """Characters of a text on the page; the rest is counted."""
 ROW = 260
 """Bytes of a row beside its texts, about."""
-
-TEXTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
         reviews: at least one.
         threshold: smallest kept margin of the last review.
     """
-    rows = reviews.rows_of(pairs["example_id"].to_pylist())
+    rows = reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())
     last = reviews.ensembled[-1][rows]
     chosen = choose(last, text_bytes(pairs), BUDGET, threshold)
     moved = reviews.own[-1] - reviews.own[0]
@@ -128,7 +127,7 @@ def _row(pair: Mapping[str, Any], reviews: Reviews, row: int, moved: np.ndarray)
     if len(reviews.numbers) > 1:
         sort += [float(moved[row]), -float(moved[row])]
     return {
-        "id": pair["example_id"],
+        "id": pair[Pairs.EXAMPLE_ID],
         **{name: clipped(pair[name]) for name in TEXTS},
         "tags": [
             f"{state} in round {number}"
@@ -142,7 +141,7 @@ def _row(pair: Mapping[str, Any], reviews: Reviews, row: int, moved: np.ndarray)
                 (f"margin before round {number}", round(float(margins[row]), 4))
                 for number, margins in zip(reviews.numbers, reviews.own, strict=True)
             ),
-            ("tokens", f"{pair['chosen_tokens']} / {pair['rejected_tokens']}"),
+            ("tokens", f"{pair[Pairs.CHOSEN_TOKENS]} / {pair[Pairs.REJECTED_TOKENS]}"),
         ],
         "sort": sort,
         "candidates": [],
@@ -155,12 +154,12 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
     Raises:
         RunError: if the file can't be written.
     """
-    rows = reviews.rows_of(pairs["example_id"].to_pylist())
+    rows = reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())
     for place, number in enumerate(reviews.numbers):
         for name, values in (
-            ("margin", reviews.own[place]),
-            ("ensembled_margin", reviews.ensembled[place]),
-            ("kept", reviews.kept[place]),
+            (Margins.MARGIN, reviews.own[place]),
+            (Margins.ENSEMBLED_MARGIN, reviews.ensembled[place]),
+            (Margins.KEPT, reviews.kept[place]),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
     write_whole(path, lambda building: pq.write_table(pairs, building, compression="zstd"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from sera_plugin.data.columns import Margins
 from sera_plugin.data.reader import RunFiles
 from sera_plugin.runtime.errors import RunError
 
@@ -41,17 +42,17 @@ class Reviews:
         Raises:
             RunError: if a file is damaged or the reviews are not of the same pairs.
         """
-        tables = [stored.table("margins.parquet") for stored in run.reviewed]
-        ids = tuple(tables[0]["example_id"].to_pylist()) if tables else ()
+        tables = [stored.table(Margins) for stored in run.reviewed]
+        ids = tuple(tables[0][Margins.EXAMPLE_ID].to_pylist()) if tables else ()
         position = {example_id: row for row, example_id in enumerate(ids)}
         aligned = [_aligned(table, ids, position, run) for table in tables]
         return cls(
             ids=ids,
             numbers=tuple(stored.number for stored in run.reviewed),
-            own=tuple(table["margin"].to_numpy() for table in aligned),
-            ensembled=tuple(table["ensembled_margin"].to_numpy() for table in aligned),
-            kept=tuple(_mask(table, "kept") for table in aligned),
-            swapped=tuple(_mask(table, "flipped") for table in aligned),
+            own=tuple(table[Margins.MARGIN].to_numpy() for table in aligned),
+            ensembled=tuple(table[Margins.ENSEMBLED_MARGIN].to_numpy() for table in aligned),
+            kept=tuple(_mask(table, Margins.KEPT) for table in aligned),
+            swapped=tuple(_mask(table, Margins.FLIPPED) for table in aligned),
             position=position,
         )
 
@@ -72,7 +73,7 @@ class Reviews:
 def _aligned(
     table: pa.Table, ids: tuple[str, ...], position: Mapping[str, int], run: RunFiles
 ) -> pa.Table:
-    found = table["example_id"].to_pylist()
+    found = table[Margins.EXAMPLE_ID].to_pylist()
     if tuple(found) == ids:
         return table.combine_chunks()
     if len(found) != len(ids) or any(i not in position for i in found):
@@ -82,7 +83,7 @@ def _aligned(
     return table.take(pa.array(order)).combine_chunks()
 
 
-def _mask(table: pa.Table, name: str) -> np.ndarray:
-    if name not in table.column_names:
+def _mask(table: pa.Table, column: Margins) -> np.ndarray:
+    if column not in table.column_names:
         return np.zeros(table.num_rows, dtype=bool)
-    return table[name].to_numpy(zero_copy_only=False).astype(bool)
+    return table[column].to_numpy(zero_copy_only=False).astype(bool)

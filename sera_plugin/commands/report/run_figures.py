@@ -24,6 +24,8 @@ from sera_plugin.commands.report.figures import (
 )
 from sera_plugin.commands.report.page import Figure
 from sera_plugin.commands.report.reviews import Reviews
+from sera_plugin.data.columns import Pairs, Rows
+from sera_plugin.data.metrics import QUANTILES, label_of
 from sera_plugin.data.reader import RunFiles, StoredRound
 
 POINTS = 3000
@@ -119,11 +121,8 @@ def _quality(run: RunFiles) -> Figure | None:
 
 
 def _change(run: RunFiles) -> Figure | None:
-    names = {
-        "kept pairs kept before as well": "kept_overlap",
-        "sampled answers that differ": "unique_answer_ratio",
-        "KL estimate": "kl_policy_samples",
-    }
+    shown = ("kept_overlap", "unique_answer_ratio", "kl_policy_samples")
+    names = {label_of(name): name for name in shown}
     figure = lines(
         "change",
         "How much changes",
@@ -140,12 +139,13 @@ def _change(run: RunFiles) -> Figure | None:
     if figure is None:
         return None
     on_the_right = {"yaxis": "y2", "line": {"dash": "dot"}}
-    traces = [{**t, **on_the_right} if t["name"] == "KL estimate" else dict(t) for t in figure.data]
+    kl = label_of("kl_policy_samples")
+    traces = [{**t, **on_the_right} if t["name"] == kl else dict(t) for t in figure.data]
     return replace(figure, data=traces)
 
 
 def _quantiles(run: RunFiles) -> Figure | None:
-    names = {f"{int(q)}%": f"margin_q{q}" for q in ("95", "75", "50", "25", "05")}
+    names = {f"{q}%": f"margin_q{q:02d}" for q in reversed(QUANTILES)}
     if len(run.reviewed) < 2:
         return None
     return lines(
@@ -165,12 +165,8 @@ def _round_names(rounds: Sequence[StoredRound]) -> list[str]:
 
 def _sizes(run: RunFiles) -> Figure | None:
     parts = {
-        label: [stored.summary.get(name) for stored in run.rounds]
-        for label, name in (
-            ("kept offline", "kept"),
-            ("bootstrapped", "bootstrapped"),
-            ("offline, filled in", "shortfall"),
-        )
+        label_of(name): [stored.summary.get(name) for stored in run.rounds]
+        for name in ("kept", "bootstrapped", "shortfall")
     }
     return bars(
         "sizes",
@@ -183,23 +179,28 @@ def _sizes(run: RunFiles) -> Figure | None:
     )
 
 
+_SIDES = {
+    "chosen": (Pairs.CHOSEN_TOKENS, Rows.CHOSEN_IDS),
+    "rejected": (Pairs.REJECTED_TOKENS, Rows.REJECTED_IDS),
+}
+
+
 def _lengths(run: RunFiles, reviews: Reviews, pairs: pa.Table | None) -> Figure | None:
     groups: dict[str, np.ndarray] = {}
     if pairs is not None:
         if run.reviewed:
-            mask = reviews.kept[-1][reviews.rows_of(pairs["example_id"].to_pylist())]
-            for side in ("chosen", "rejected"):
-                tokens = pairs[f"{side}_tokens"].to_numpy()
+            mask = reviews.kept[-1][reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())]
+            for side, (column, _) in _SIDES.items():
+                tokens = pairs[column].to_numpy()
                 groups[f"{side}<br>kept"] = tokens[mask]
                 groups[f"{side}<br>dropped"] = tokens[~mask]
         else:
-            for side in ("chosen", "rejected"):
-                groups[f"{side}<br>offline"] = pairs[f"{side}_tokens"].to_numpy()
-    if run.reviewed and (run.reviewed[-1].folder / "rows.parquet").is_file():
-        rows = run.reviewed[-1].table("rows.parquet", ["chosen_ids", "rejected_ids"])
-        for side in ("chosen", "rejected"):
-            tokens = pc.list_value_length(rows[f"{side}_ids"]).drop_null().to_numpy()
-            groups[f"{side}<br>new"] = tokens
+            for side, (column, _) in _SIDES.items():
+                groups[f"{side}<br>offline"] = pairs[column].to_numpy()
+    if run.reviewed and (run.reviewed[-1].folder / Rows.file).is_file():
+        rows = run.reviewed[-1].table(Rows, Rows.CHOSEN_IDS, Rows.REJECTED_IDS)
+        for side, (_, ids) in _SIDES.items():
+            groups[f"{side}<br>new"] = pc.list_value_length(rows[ids]).drop_null().to_numpy()
     return boxes(
         "lengths",
         "Lengths by source",

@@ -14,23 +14,8 @@ from sera_plugin.commands.report.page import Explorer, Grid, Page, write_page
 from sera_plugin.commands.report.pairs import offline_pairs, write_all
 from sera_plugin.commands.report.reviews import Reviews
 from sera_plugin.commands.report.run_figures import run_figures
+from sera_plugin.data.metrics import Metric, metrics_of
 from sera_plugin.data.reader import RunFiles, StoredRound
-
-MAIN = {
-    "kept": ("kept", "{:,.0f}"),
-    "bootstrapped": ("new", "{:,.0f}"),
-    "shortfall": ("filled", "{:,.0f}"),
-    "margin_mean": ("mean margin", "{:.3f}"),
-    "threshold": ("threshold", "{:.3f}"),
-    "accuracy_train": ("as labelled", "{:.1%}"),
-    "accuracy_eval": ("as labelled, eval", "{:.1%}"),
-    "kept_overlap": ("overlap", "{:.1%}"),
-    "kl_policy_samples": ("KL", "{:.3f}"),
-    "seconds_scoring": ("scoring s", "{:,.1f}"),
-    "seconds_generation": ("sampling s", "{:,.1f}"),
-    "seconds_training": ("training s", "{:,.1f}"),
-}
-"""Columns of the table of rounds: metric to heading and format."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +98,9 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     found = [("offline pairs", f"{run.settings.get('pairs', 0):,}")]
     found.append(("rounds", f"{len(run.rounds)} of {run.planned}"))
     last: Mapping[str, Any] = run.reviewed[-1].summary if run.reviewed else {}
-    for name, label, form in (
-        ("accuracy_train", "pairs ordered as labelled", "{:.1%}"),
-        ("accuracy_eval", "evaluation pairs ordered as labelled", "{:.1%}"),
-        ("kept", "offline pairs kept", "{:,.0f}"),
-        ("bootstrapped", "new pairs in the last round", "{:,.0f}"),
-        ("kept_overlap", "of the kept pairs were kept before", "{:.1%}"),
-        ("kl_policy_samples", "KL to the reference, nats (estimate)", "{:.2f}"),
-    ):
-        if isinstance(last.get(name), (int, float)):
-            found.append((label, form.format(last[name])))
+    for metric in metrics_of(last):
+        if metric.label and isinstance(last[metric.name], (int, float)):
+            found.append((metric.label, metric.text(last[metric.name], ",")))
     return found
 
 
@@ -139,19 +117,24 @@ def _grids(run: RunFiles) -> list[Grid]:
 
 
 def _main_table(rounds: Sequence[StoredRound]) -> Grid:
-    used = [name for name in MAIN if any(name in stored.summary for stored in rounds)]
+    there = metrics_of(name for stored in rounds for name in stored.summary)
+    shown = [metric for metric in there if metric.title and metric.name != "round"]
     return Grid(
         "Rounds",
         "",
-        ["round", *(MAIN[name][0] for name in used)],
+        ["round", *(metric.title for metric in shown)],
         [
             [
                 f"{stored.number}{'' if stored.reviewed else ' (all pairs)'}",
-                *(_number(stored.summary.get(name), MAIN[name][1]) for name in used),
+                *(_text(metric, stored.summary.get(metric.name)) for metric in shown),
             ]
             for stored in rounds
         ],
     )
+
+
+def _text(metric: Metric, value: Any) -> str:
+    return metric.text(value, ",") if isinstance(value, (int, float)) else "–"
 
 
 def _decisions(run: RunFiles) -> Grid | None:
@@ -178,13 +161,13 @@ def _decisions(run: RunFiles) -> Grid | None:
 
 def _all_numbers(rounds: Sequence[StoredRound]) -> Grid:
     names = dict.fromkeys(name for stored in rounds for name in stored.summary if name != "round")
-    rows = [[name, *(_plain(stored.summary.get(name)) for stored in rounds)] for name in names]
-    header = ["metric", *(f"round {stored.number}" for stored in rounds)]
+    meanings = {metric.name: metric.meaning.replace("`", "") for metric in metrics_of(names)}
+    rows = [
+        [name, *(_plain(stored.summary.get(name)) for stored in rounds), meanings.get(name, "")]
+        for name in names
+    ]
+    header = ["metric", *(f"round {stored.number}" for stored in rounds), ""]
     return Grid("All metrics", "As in summary.json of each round.", header, rows, folded=True)
-
-
-def _number(value: Any, form: str) -> str:
-    return form.format(value) if isinstance(value, (int, float)) else "–"
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,94 @@
+"""The card of an exported round: counts, settings, columns, how to train on it. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sera_plugin.data.columns import ExportedPairs
+from sera_plugin.data.reader import RunFiles, StoredRound
+
+OFFLINE, BOOTSTRAPPED = "offline", "bootstrapped"
+FILES = {"axolotl": "train.jsonl", "trl": ExportedPairs.file}
+
+_TRAIN = {
+    "axolotl": """```yaml
+rl: dpo
+datasets:
+  - path: {path}
+    ds_type: json
+    split: train
+```
+
+No `type:`, because the texts hold the template already.""",
+    "trl": """```python
+from datasets import load_dataset
+from trl import DPOTrainer
+
+train = load_dataset("parquet", data_files="{path}", split="train")
+columns = ["prompt", "chosen", "rejected"]
+trainer = DPOTrainer(model, args=args, processing_class=tokenizer,
+                     train_dataset=train.select_columns(columns))
+```
+
+Take the tokenizer of the base model: the texts hold its chat template already.""",
+}
+
+
+def dataset_card(
+    run: RunFiles, stored: StoredRound, form: str, rows: list[dict[str, Any]], folder: Path
+) -> str:
+    """The card: counts, settings, columns, and how to train on the data."""
+    front = {
+        "pretty_name": f"SeRA round {stored.number}",
+        "tags": ["preference", "dpo", "sera", form],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": FILES[form]}],
+            }
+        ],
+    }
+    sources = Counter(row[ExportedPairs.SOURCE] for row in rows)
+    ids = [row[ExportedPairs.EXAMPLE_ID] for row in rows if row[ExportedPairs.SOURCE] == OFFLINE]
+    counts = {
+        "pairs": len(rows),
+        "offline": sources[OFFLINE],
+        "of these repeated": len(ids) - len(set(ids)),
+        "of these with swapped labels": sum(row[ExportedPairs.SWAPPED] for row in rows),
+        "bootstrapped": sources[BOOTSTRAPPED],
+        "offline pairs of the run": run.settings.get("pairs", "unknown"),
+    }
+    how = (
+        "A review of the data by the policy composed this round: the offline pairs that it kept "
+        "and new pairs made from its own answers, in the order of training."
+        if stored.reviewed
+        else "A warm-up round: all offline pairs."
+    )
+    settings = yaml.safe_dump({"sera": run.settings["sera"]}, sort_keys=False)
+    keys = ("base_model", "loss_type", "beta", "seed", "sequence_len", "dataset_hash")
+    facts = yaml.safe_dump(
+        {key: run.settings[key] for key in keys if key in run.settings}, sort_keys=False
+    )
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+            f"# Round {stored.number} of a SeRA run\n",
+            f"{how} Written by sera_plugin {run.settings.get('sera_plugin', '')} for "
+            f"[Axolotl](https://github.com/axolotl-ai-cloud/axolotl).\n",
+            "| Rows | |\n| --- | --- |",
+            *(f"| {name} | {count} |" for name, count in counts.items()),
+            "\n| Column | |\n| --- | --- |",
+            *(f"| `{column}` | {column.meaning} |" for column in ExportedPairs),
+            "\n## Training\n",
+            _TRAIN[form].format(path=folder / FILES[form]),
+            "\nTrainers add the end-of-text token to an answer that lacks it, which only sampled "
+            "answers that were cut do; these are always rejected.\n",
+            "## Settings of the run\n",
+            f"```yaml\n{facts}{settings}```\n",
+            "Offline pairs keep the licence of the dataset that they come from.\n",
+        ]
+    )
