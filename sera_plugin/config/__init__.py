@@ -1,9 +1,8 @@
 """The ``sera:`` block: frozen pydantic models and errors of one sentence.
 
-``fields`` has the types of values, ``selection``, ``bootstrap``, ``guard`` and ``refine`` the inner
-blocks,
-``block`` the whole, ``presets`` what stands in the place of its defaults, and ``parsing`` turns raw
-YAML into it.
+``fields`` has the types of values, ``parts`` the rules, signals, judges and engines by name,
+``selection``, ``bootstrap``, ``guard`` and ``refine`` the inner blocks, ``block`` the whole,
+``presets`` what stands in the place of its defaults, and ``parsing`` turns raw YAML into it.
 """
 
 from sera_plugin.config.block import SeraArgs, SeraConfig

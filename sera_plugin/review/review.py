@@ -185,21 +185,7 @@ class Reviewer:
             [*(earlier.margin if earlier else ()), own],
             [*(earlier.ensembled if earlier else ()), mixed],
         )
-        signals = measured(
-            self.config.selection.signals,
-            SignalInput(
-                ids=self.pairs.ids,
-                policy=policy,
-                reference=reference.aligned(self.pairs.ids),
-                ratios=ratios,
-                margin=own,
-                chosen_tokens=self.pairs.chosen_tokens,
-                rejected_tokens=self.pairs.rejected_tokens,
-                round_number=size.number,
-                seed=self.seed,
-                column=self.pairs.column,
-            ),
-        )
+        signals = self._signals(size.number, policy, reference, own)
         choice = choose(
             self.pairs.ids,
             history,
@@ -224,6 +210,27 @@ class Reviewer:
             signals=signals,
         )
         return table, choice, history, phase
+
+    def _signals(
+        self, number: int, policy: PairLogps, reference: PairLogps, own: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The signals that the config names, measured for round ``number`` with its margins."""
+        names = self.config.selection.signals
+        if not names:
+            return {}
+        given = SignalInput(
+            ids=self.pairs.ids,
+            policy=policy,
+            reference=reference.aligned(self.pairs.ids),
+            ratios=log_ratios(policy, reference),
+            margin=own,
+            chosen_tokens=self.pairs.chosen_tokens,
+            rejected_tokens=self.pairs.rejected_tokens,
+            round_number=number,
+            seed=self.seed,
+            column=self.pairs.column,
+        )
+        return measured(names, given)
 
     def _loss_difference(self, policy: PairLogps, reference: PairLogps) -> np.ndarray | None:
         if self.auxiliary is None:
