@@ -24,7 +24,7 @@ from tests.assets import small_llama
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope
 from sera_plugin.data.ids import permutation
-from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, select_top
+from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, rank
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
@@ -99,7 +99,7 @@ def _scoring(model: torch.nn.Module, count: int) -> dict[str, float]:
 
 
 def _selection(count: int) -> dict[str, float]:
-    """From log-probs to the mask of kept pairs and the order of the round, as a review does."""
+    """From log-probs to the kept pairs and the order of the round, as a review does."""
     draw = np.random.default_rng(count)
     gc.collect()
     before = psutil.Process().memory_info().rss
@@ -110,8 +110,8 @@ def _selection(count: int) -> dict[str, float]:
     previous = draw.normal(size=count)
     start = time.perf_counter()
     own = margins(log_ratios(policy, reference), tokens, tokens)
-    kept = select_top(ids, ensemble(own, previous, 0.3), int(0.7 * count))
-    permutation([ids[row] for row in np.flatnonzero(kept)], 7, 2, "order")
+    kept = rank(ids, ensemble(own, previous, 0.3))[: int(0.7 * count)]
+    permutation([ids[row] for row in kept], 7, 2, "order")
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "mib": (psutil.Process().memory_info().rss - before) / 2**20}
 

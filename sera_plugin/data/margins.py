@@ -191,19 +191,6 @@ def rank(ids: Sequence[str], margins: np.ndarray) -> np.ndarray:
     return np.lexsort((np.asarray(ids, dtype=np.str_), -margins))
 
 
-def select_top(ids: Sequence[str], margins: np.ndarray, count: int) -> np.ndarray:
-    """Mask of the ``count`` pairs with the largest margins (SeRA's top K), bool, shape (n,).
-
-    Raises:
-        ValueError: if ``count`` is not in [0, n].
-    """
-    if not 0 <= count <= len(ids):
-        raise ValueError(f"{count} pairs can't be kept of {len(ids)}")
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[rank(ids, margins)[:count]] = True
-    return mask
-
-
 def overlap(kept: np.ndarray, previous: np.ndarray) -> float:
     """Share of the kept pairs that the previous review kept as well; both masks, shape (n,)."""
     return float((kept & previous).sum() / max(1, kept.sum()))

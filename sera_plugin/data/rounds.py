@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from sera_plugin.data.candidates import FreshPair
@@ -192,14 +191,3 @@ class RoundDataset:
             example["ref_chosen_logps"] = row.ref_chosen_logp
             example["ref_rejected_logps"] = row.ref_rejected_logp
         return example
-
-    def tokens(self) -> int:
-        """Tokens of prompts and both answers over the whole round."""
-        return int(
-            np.sum(
-                [
-                    2 * len(e["prompt_ids"]) + len(e["chosen_ids"]) + len(e["rejected_ids"])
-                    for e in (self[i] for i in range(len(self)))
-                ]
-            )
-        )

@@ -124,22 +124,16 @@ class RunStore:
         """
         final = self.round_dir(number)
         with explained(final):
-            self._write_round(number, record, fresh, summary, candidates)
+            self._put_round(number, round_files(record, fresh, candidates), summary)
         return final
 
-    def _write_round(
-        self,
-        number: int,
-        record: RoundRecord,
-        fresh: Iterable[Mapping[str, Any]],
-        summary: Mapping[str, Any],
-        candidates: Iterable[Mapping[str, Any]],
+    def _put_round(
+        self, number: int, contents: Mapping[str, bytes], summary: Mapping[str, Any]
     ) -> None:
         final = self.round_dir(number)
         building = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        contents = round_files(record, fresh, candidates)
         for name, content in contents.items():
             write_synced(building / name, content)
         write_synced(building / "summary.json", _json(summary))

@@ -1,8 +1,4 @@
-"""What a run costs: tokens, memory per rank, bytes gathered.
-
-The formulas are explained in ``docs/scaling.md``. All are reckoned; the two constants of host
-memory are measured in ``tests/unit/test_scaling.py``.
-"""
+"""What a run costs: tokens, forwards and memory per rank, reckoned as in ``docs/scaling.md``."""
 
 from __future__ import annotations
 
@@ -16,12 +12,6 @@ import torch
 
 from sera_plugin.data.schedule import share_of
 from sera_plugin.runtime.memory import GIB
-
-HOST_BYTES_PER_PAIR = 1100
-"""Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
-
-HOST_BYTES_PER_TOKEN = 40
-"""Host memory of a token held for sampling on each rank: a Python integer and its reference."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +111,6 @@ class RoundTokens:
     prefilled: int
     trained: int
 
-    @property
-    def forward_units(self) -> float:
-        """Forwards over one token, a backward counting as two."""
-        return self.scored + self.sampled + self.prefilled + 3.0 * self.trained
-
 
 def round_tokens(
     pairs: int,
@@ -177,34 +162,6 @@ def sampling_batches_per_rank(
     """Batches that each rank samples; a batch holds all candidates of its prompts."""
     rows = max(1, int(token_budget // (candidates * (prompt_tokens + answer_tokens))))
     return math.ceil(math.ceil(prompts / rows) / ranks)
-
-
-def cache_bytes(
-    layers: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int = 2
-) -> int:
-    """Keys and values of ``tokens`` tokens, over all rows of a sampling batch."""
-    return 2 * layers * kv_heads * head_dim * value_bytes * tokens
-
-
-def bytes_gathered(size: ModelSize, ranks: int, forwards: int, decoding_steps: int) -> float:
-    """Bytes that each rank receives under ZeRO-3 for forwards and ungathered decoding steps.
-
-    Gathered sampling counts as one forward: it gathers all weights once.
-    """
-    return size.weights * (1 - 1 / ranks) * (forwards + decoding_steps)
-
-
-def host_bytes(pairs: int, held_tokens: float = 0, kept_weights: float = 0.0) -> float:
-    """Host memory of each rank for D, a round's pools of answers and a policy that is kept.
-
-    Args:
-        pairs: |D|.
-        held_tokens: tokens of prompts and answers that compete, of all ranks; each holds them all.
-        kept_weights: bytes of the trainable weights, if ``reference: previous`` or
-            ``bootstrap.ensemble`` keeps an earlier policy; while that one scores, the present
-            weights are held as well.
-    """
-    return pairs * HOST_BYTES_PER_PAIR + held_tokens * HOST_BYTES_PER_TOKEN + 2 * kept_weights
 
 
 def model_size(model: torch.nn.Module, *, separate_reference: bool, deepspeed: bool) -> ModelSize:

@@ -11,8 +11,7 @@ import hashlib, io, re, time
 from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
-from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins
-from sera_plugin.data.margins import select_top
+from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, rank
 from sera_plugin.data.tables import ReviewTable
 
 def peak():
@@ -28,7 +27,8 @@ start = time.process_time()
 ratios = log_ratios(policy, reference)
 margin = margins(ratios, np.ones(n), np.ones(n))
 mixed = ensemble(margin, margin[::-1], 0.3)
-kept = select_top(ids, mixed, 7 * n // 10)
+kept = np.zeros(n, dtype=bool)
+kept[rank(ids, mixed)[: 7 * n // 10]] = True
 seconds = time.process_time() - start
 assert mixed[kept].min() >= mixed[~kept].max() and kept.sum() == 7 * n // 10
 flipped, round_of = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int32)

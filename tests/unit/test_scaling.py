@@ -20,15 +20,10 @@ from sera_plugin.data.tables import ReviewTable, RoundRecord
 from sera_plugin.runtime.memory import GIB, choose_gather
 from sera_plugin.scoring.scorer import plan_batches
 from sera_plugin.training.costs import (
-    HOST_BYTES_PER_PAIR,
-    HOST_BYTES_PER_TOKEN,
     Memory,
     ModelSize,
     RoundTokens,
-    bytes_gathered,
-    cache_bytes,
     forwards_per_rank,
-    host_bytes,
     memory_per_rank,
     round_tokens,
     sampling_batches_per_rank,
@@ -39,6 +34,12 @@ DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 LAUNCHING = [
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/multi-gpu.md")
 ]
+
+HOST_BYTES_PER_PAIR = 1100
+"""Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
+
+HOST_BYTES_PER_TOKEN = 40
+"""Host memory of a token held for sampling on each rank: a Python integer and its reference."""
 
 FULL = ModelSize(parameters=1000, trainable=1000)
 ADAPTER = ModelSize(parameters=1010, trainable=10, separate_reference=False)
@@ -92,10 +93,6 @@ def test_tokens_of_a_round_by_hand() -> None:
     assert round_tokens(100, 70.004, 10, 30, **sizes).scored == 13400
 
 
-def test_a_backward_counts_as_two_forwards() -> None:
-    assert RoundTokens(scored=7, sampled=5, prefilled=3, trained=10).forward_units == 45
-
-
 def test_without_bootstrapping_only_d_is_scored() -> None:
     found = round_tokens(100, 70, 10, 30, trained_pairs=70, sampled_prompts=0, candidates=4)
     assert found == RoundTokens(scored=7000, sampled=0, prefilled=0, trained=4900)
@@ -131,24 +128,6 @@ def test_sampling_batches(prompts: int, budget: int, ranks: int, expected: int) 
     assert sampling_batches_per_rank(prompts, 10, 30, 4, budget, ranks) == expected
     planned = plan_batches(np.full(prompts, 160), budget) if prompts else []
     assert sampling_batches_per_rank(prompts, 10, 30, 4, budget, 1) == len(planned)
-
-
-def test_cache_by_hand() -> None:
-    assert cache_bytes(layers=2, kv_heads=3, head_dim=5, tokens=7) == 2 * 2 * 3 * 5 * 2 * 7
-    assert cache_bytes(2, 3, 5, 7, value_bytes=4) == 2 * 2 * 3 * 5 * 4 * 7
-
-
-def test_bytes_gathered_by_hand() -> None:
-    # Three quarters of 2000 bytes come from the other three ranks.
-    assert bytes_gathered(FULL, 4, 1, 0) == 1500
-    assert bytes_gathered(FULL, 4, 3, 10) == 13 * 1500
-    assert bytes_gathered(FULL, 1, 3, 10) == 0
-
-
-def test_host_memory_by_hand() -> None:
-    assert host_bytes(10) == 11_000
-    assert host_bytes(10, 100) == 15_000
-    assert host_bytes(10, 100, 1000) == 17_000
 
 
 @pytest.mark.parametrize(
@@ -247,6 +226,21 @@ SAMPLING_BUDGET = 8 * SCORING_BUDGET
 KEEP, FRACTION, PROMPTS, CANDIDATES = 0.7, 0.3, 0.6, 4
 
 
+def _units(tokens: RoundTokens) -> float:
+    """Forwards over one token, a backward counting as two."""
+    return tokens.scored + tokens.sampled + tokens.prefilled + 3.0 * tokens.trained
+
+
+def _bytes_gathered(size: ModelSize, ranks: int, forwards: int) -> float:
+    """What each rank receives under ZeRO-3 for forwards or ungathered decoding steps."""
+    return size.weights * (1 - 1 / ranks) * forwards
+
+
+def _host_bytes(pairs: int, held_tokens: int = 0) -> int:
+    """Host memory of each rank for D and for a round's pools of answers."""
+    return pairs * HOST_BYTES_PER_PAIR + held_tokens * HOST_BYTES_PER_TOKEN
+
+
 class Llama:
     """Parameters of a Llama 3 with untied embeddings, and of a LoRA on all linear layers."""
 
@@ -311,7 +305,7 @@ def _tib(value: float) -> str:
 
 def _table_sizes() -> Iterator[list[str]]:
     for name, (model, _) in MODELS.items():
-        cache = cache_bytes(model.layers, model.kv_heads, model.head_dim, 1)
+        cache = 2 * 2 * model.layers * model.kv_heads * model.head_dim  # keys and values, bf16
         yield [
             name,
             f"{model.parameters:,}",
@@ -329,8 +323,8 @@ def _table_tokens() -> Iterator[list[str]]:
         counts = [found.scored, found.sampled, found.prefilled, found.trained]
         yield [
             f"{pairs:,}",
-            *(f"{count / 1e6:,.1f}" for count in (*counts, found.forward_units, plain)),
-            f"{found.forward_units / plain:.2f}",
+            *(f"{count / 1e6:,.1f}" for count in (*counts, _units(found), plain)),
+            f"{_units(found) / plain:.2f}",
         ]
 
 
@@ -342,13 +336,13 @@ def _table_gathered() -> Iterator[list[str]]:
         trained = Batching(MICRO, 1, ranks).batches(PAIRS)
         yield [
             f"{name} on {ranks}",
-            _gib(bytes_gathered(size, ranks, 1, 0)),
+            _gib(_bytes_gathered(size, ranks, 1)),
             f"{forwards:,}",
-            _tib(bytes_gathered(size, ranks, forwards, 0)),
-            _gib(bytes_gathered(size, ranks, 1, 0)),
+            _tib(_bytes_gathered(size, ranks, forwards)),
+            _gib(_bytes_gathered(size, ranks, 1)),
             f"{steps:,}",
-            _tib(bytes_gathered(size, ranks, 0, steps)),
-            _tib(bytes_gathered(size, ranks, 3 * trained, 0)),
+            _tib(_bytes_gathered(size, ranks, steps)),
+            _tib(_bytes_gathered(size, ranks, 3 * trained)),
         ]
 
 
@@ -375,20 +369,20 @@ def _table_ranks() -> Iterator[list[str]]:
             str(ranks),
             f"{forwards_per_rank(_tokens(PAIRS).scored, SCORING_BUDGET, ranks):,}",
             f"{_batches(PAIRS, ranks):,}",
-            _gib(bytes_gathered(SMALL.full(), ranks, 1, 0)),
+            _gib(_bytes_gathered(SMALL.full(), ranks, 1)),
             _gib(found.training),
             _gib(found.training + found.gathered_for_sampling),
-            _gib(host_bytes(PAIRS, _held(PAIRS))),
+            _gib(_host_bytes(PAIRS, _held(PAIRS))),
         ]
 
 
 def _table_host() -> Iterator[list[str]]:
     for pairs in (10_000, PAIRS, 200_000, 1_000_000):
-        both = host_bytes(pairs, _held(pairs))
+        both = _host_bytes(pairs, _held(pairs))
         yield [
             f"{pairs:,}",
-            _gib(host_bytes(pairs)),
-            _gib(host_bytes(0, _held(pairs))),
+            _gib(_host_bytes(pairs)),
+            _gib(_host_bytes(0, _held(pairs))),
             _gib(both),
             _gib(8 * both),
         ]

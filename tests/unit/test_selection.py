@@ -1,11 +1,11 @@
-"""The top K, by hand and as properties."""
+"""The ranking of pairs, by hand and as properties."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sera_plugin.data.margins import check_numbers, overlap, rank, select_top, set_aside
+from sera_plugin.data.margins import check_numbers, overlap, rank, set_aside
 from sera_plugin.runtime.errors import BadNumbersError
 
 # Few different values, so that ties are common.
@@ -21,40 +21,22 @@ def test_rank_by_hand():
     assert rank(ids, np.array([0.5, 2.0, 0.5, -1.0, 2.0])).tolist() == [1, 4, 2, 0, 3]
 
 
-def test_select_top_by_hand():
-    mask = select_top(["d", "a", "c", "b", "e"], np.array([0.5, 2.0, 0.5, -1.0, 2.0]), 3)
-    # 2.0 and 2.0, and of the two with 0.5 the one whose id is smaller.
-    assert mask.tolist() == [False, True, True, False, True]
-    assert mask.dtype == np.bool_
-
-
 @given(tables, st.data())
-def test_the_top_is_of_the_right_size_and_no_one_outside_is_better(table, data):
+def test_no_one_outside_the_top_is_better(table, data):
     ids, margins = table
     count = data.draw(st.integers(0, len(ids)))
-    mask = select_top(ids, margins, count)
-    assert mask.sum() == count
-    inside = [(-m, i) for m, i, kept in zip(margins, ids, mask, strict=True) if kept]
-    outside = [(-m, i) for m, i, kept in zip(margins, ids, mask, strict=True) if not kept]
+    order = [(-margins[row], ids[row]) for row in rank(ids, margins)]
+    assert sorted(order) == sorted((-m, i) for i, m in zip(ids, margins, strict=True))
+    inside, outside = order[:count], order[count:]
     assert not inside or not outside or max(inside) < min(outside)
 
 
-@given(tables, st.data(), st.randoms())
-def test_the_top_does_not_depend_on_the_order(table, data, draw):
+@given(tables, st.randoms())
+def test_the_ranking_does_not_depend_on_the_order(table, draw):
     ids, margins = table
-    count = data.draw(st.integers(0, len(ids)))
     order = draw.sample(range(len(ids)), len(ids))
-    mask = select_top(ids, margins, count)
-    again = select_top([ids[i] for i in order], margins[np.array(order, dtype=int)], count)
-    assert {ids[i] for i in np.flatnonzero(mask)} == {ids[order[i]] for i in np.flatnonzero(again)}
-
-
-@given(tables, st.data())
-def test_a_smaller_top_is_part_of_a_larger_one(table, data):
-    ids, margins = table
-    large = data.draw(st.integers(0, len(ids)))
-    small = data.draw(st.integers(0, large))
-    assert not (select_top(ids, margins, small) & ~select_top(ids, margins, large)).any()
+    again = rank([ids[i] for i in order], margins[np.array(order, dtype=int)])
+    assert [ids[i] for i in rank(ids, margins)] == [ids[order[i]] for i in again]
 
 
 @given(tables, st.floats(0.5, 4), st.floats(-10, 10))
@@ -83,12 +65,6 @@ def test_too_many_bad_numbers_stop_the_run():
         match=r"^round 2: 2 of 4 pairs .* sera\.max_set_aside: 0\.49 allows; .*precision\.$",
     ):
         check_numbers(np.isfinite(margins), 0.49, "round 2")
-
-
-@pytest.mark.parametrize("count", [-1, 3])
-def test_an_impossible_count_is_refused(count):
-    with pytest.raises(ValueError, match=f"{count} pairs can't be kept of 2"):
-        select_top(["a", "b"], np.zeros(2), count)
 
 
 def test_overlap_by_hand():

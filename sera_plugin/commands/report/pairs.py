@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,18 +162,9 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
             (Margins.KEPT, reviews.kept[place]),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
-    write_whole(path, lambda building: pq.write_table(pairs, building, compression="zstd"))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name first.
-
-    Raises:
-        RunError: if it can't be written.
-    """
     building = path.with_name(path.name + ".tmp")
     try:
-        write(building)
+        pq.write_table(pairs, building, compression="zstd")
         os.replace(building, path)
     except OSError as error:
         raise RunError(f"{path} can't be written ({error.strerror or error}).") from error
