@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,30 +29,12 @@ OFF = {"off", "0", "false", "no"}
 
 DEFAULT_SEED = 42
 
-DEPENDENCIES = (
-    "accelerate",
-    "datasets",
-    "jinja2",
-    "numpy",
-    "peft",
-    "psutil",
-    "pyarrow.compute",
-    "pyarrow.parquet",
-    "requests",
-    "rich.console",
-    "rich.progress",
-    "rich.table",
-    "safetensors.torch",
-    "scipy.stats",
-    "torch",
-    "transformers",
-    "trl",
-)
-"""What the modules import that are only loaded with the trainer, long after the config is read."""
-
 
 class SeRAPlugin(BasePlugin):
     """Turns a DPO or IPO run with a ``sera:`` block into SeRA; without one it does nothing."""
+
+    _config: SeraConfig | None = None
+    """What ``register`` read; None while SeRA is off."""
 
     def get_input_args(self) -> str:
         return "sera_plugin.config.SeraArgs"
@@ -61,7 +45,7 @@ class SeRAPlugin(BasePlugin):
         Raises:
             SeraConfigError: one sentence naming the key, its value and what is allowed.
         """
-        config = _block_of(cfg)
+        self._config = config = _block_of(cfg)
         if config is None:
             if cfg.get("trainer_cls") == TRAINER:
                 LOG.warning("SeRA is off, so trainer_cls: %s has no effect.", TRAINER)
@@ -69,7 +53,6 @@ class SeRAPlugin(BasePlugin):
             elif "sera" in cfg and cfg["sera"] is None:
                 LOG.warning("sera: null means off; write sera: true for all defaults.")
             return
-        _import(*DEPENDENCIES)
         check_config(cfg, config)
         _check_output(cfg.get("output_dir"))
         if cfg.get("save_only_model"):
@@ -87,11 +70,12 @@ class SeRAPlugin(BasePlugin):
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Load what Axolotl would load, check it, and plan the run's updates."""
-        config = _block_of(cfg)
+        config = self._config
         if config is None or preprocess:
             return None
-        from sera_plugin.host.loading import load_preference_data
-        from sera_plugin.training.checkpoints import prepare_resuming
+        with _needing_packages():
+            from sera_plugin.host.loading import load_preference_data
+            from sera_plugin.training.checkpoints import prepare_resuming
 
         prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
@@ -102,12 +86,13 @@ class SeRAPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """Import the trainer: after Axolotl patched TRL, and before it loads a model."""
-        if _block_of(cfg) is not None:
-            _import("sera_plugin.trainer")
+        if self._config is not None:
+            with _needing_packages():
+                importlib.import_module("sera_plugin.trainer")
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Delete the finished shards: the final model is saved, so no restart needs them."""
-        if _block_of(cfg) is not None and not cfg.local_rank:
+        if self._config is not None and not cfg.local_rank:
             from sera_plugin.data.store import RunStore
 
             RunStore(cfg.output_dir).drop_all_work()
@@ -126,15 +111,16 @@ def _check_output(output_dir: Any) -> None:
         ) from error
 
 
-def _import(*modules: str) -> None:
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise RuntimeError(
-                f"plugins: sera_plugin.SeRAPlugin can't work because {error.name or name} can't be "
-                f"imported ({error}); `pip install sera_plugin` brings what it needs."
-            ) from error
+@contextmanager
+def _needing_packages() -> Iterator[None]:
+    """Axolotl swallows an ImportError of a plugin and would silently train plain DPO."""
+    try:
+        yield
+    except ImportError as error:
+        raise RuntimeError(
+            f"plugins: sera_plugin.SeRAPlugin can't work because {error.name or 'a dependency'} "
+            f"can't be imported ({error}); `pip install sera_plugin` brings what it needs."
+        ) from error
 
 
 def _block_of(cfg: Any) -> SeraConfig | None:

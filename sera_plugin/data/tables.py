@@ -52,7 +52,7 @@ class ReviewTable:
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
-        table = pa.table(
+        return pa.table(
             {
                 Margins.EXAMPLE_ID: list(self.ids),
                 Margins.POLICY_CHOSEN_LOGP: self.policy.chosen,
@@ -65,12 +65,12 @@ class ReviewTable:
                 Margins.SCORE: self.score,
                 Margins.FLIPPED: self.flipped,
                 Margins.MEASURED_IN: self.measured_in,
+                **{SIGNAL + name: values for name, values in self.signals.items()},
             },
-            schema=Margins.arrow(),
+            schema=pa.schema(
+                [*Margins.arrow(), *((SIGNAL + name, pa.float64()) for name in self.signals)]
+            ),
         )
-        for name, values in self.signals.items():
-            table = table.append_column(SIGNAL + name, pa.array(values))
-        return table
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> ReviewTable:

@@ -71,6 +71,24 @@ class KeyedCollator:
         return batch
 
 
+def answer_sums(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    is_answer: torch.Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """Σ log π over each row's answer tokens, shape (rows,), nats, on the logits' device.
+
+    Args:
+        logits: what predicts each token, shape (rows, width, vocabulary).
+        tokens: int64, shape (rows, width).
+        is_answer: nonzero at the answers' tokens, shape (rows, width).
+        dtype: in which the sum is taken.
+    """
+    logps = selective_log_softmax(logits, tokens).to(dtype)
+    return logps.masked_fill(is_answer == 0, 0.0).sum(dim=1)
+
+
 @torch.no_grad()
 def logps_of_batch(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
     """Log-probs of the answers of a training batch, float64 on the CPU, shape (pairs, 2).
@@ -79,8 +97,7 @@ def logps_of_batch(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tens
         logits: what the model gave for the batch, shape (2·pairs, tokens, vocabulary).
         batch: ``input_ids`` and ``completion_mask`` of the chosen, then the rejected answers.
     """
-    logps = selective_log_softmax(logits[:, :-1], batch["input_ids"][:, 1:]).double()
-    sums = logps.masked_fill(batch["completion_mask"][:, 1:] == 0, 0.0).sum(dim=1)
+    sums = answer_sums(logits[:, :-1], batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:])
     return torch.stack(sums.chunk(2), dim=1).cpu()
 
 

@@ -5,94 +5,39 @@ from __future__ import annotations
 import copy
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from datasets import Dataset
-from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-# Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
-from trl.trainer.dpo_trainer import selective_log_softmax
-
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
-from sera_plugin.host.models import KeyedCollator, logps_of_batch
-
-REFINEMENT = "sera_refinement"
-"""The key of a batch under which it holds what Δ is found from."""
-
-
-class Refining(Protocol):
-    """Finds what a batch adds to the loss."""
-
-    def shift(
-        self, model: torch.nn.Module, given: Mapping[str, Any], tokens: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """What the loss adds to log πref of the chosen answers, shape (pairs,), and what to log.
-
-        Args:
-            model: the wrapped policy.
-            given: what the batch holds under ``REFINEMENT``.
-            tokens: lengths of the chosen and of the rejected answers as the loss counts them.
-        """
-
-    def note(self, margins: torch.Tensor) -> None:
-        """Called with the true margins h of the batch that was shifted last."""
+from sera_plugin.host.facts import HostRun, Models, Optimization
+from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
+from sera_plugin.host.rounds import REFINEMENT, Rounds, Start
 
 
 class RoundTrainer(AxolotlDPOTrainer):
     """A DPO trainer whose every epoch (round) has a dataset and a length of its own.
 
-    A subclass provides ``plan``, ``open_run``, ``round_dataset``, ``close_round``,
-    ``close_run``, ``before_saving``, ``checkpoint_saved`` and ``with_reference``; ``refiner`` if
-    its batches hold ``REFINEMENT``; and ``note_logps`` and ``before_checkpoint`` if it needs them.
+    A subclass sets ``rounds`` at the end of its constructor.
     """
 
-    refiner: Refining | None = None
-
+    rounds: Rounds
     schedule: Schedule
+    eval_dataset: Any
     _metrics: Any
     _total_train_tokens: Any
-    notes_logps = False
-    """Whether ``note_logps`` is called."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Any = KeyedCollator(self.data_collator)
-
-    def note_logps(self, keys: Sequence[str], logps: torch.Tensor) -> None:
-        """Called in every training step with the rows' keys and ``logps_of_batch``."""
-
-    def before_checkpoint(self, folder: Path) -> None:
-        """Called on every rank before the host writes a checkpoint to ``folder``."""
-
-    def plan(self, batching: Batching) -> Schedule:
-        """The whole run's schedule."""
-        raise NotImplementedError
-
-    def open_run(
-        self, model: torch.nn.Module, epochs_done: int, updates_done: int, checkpoint: Path | None
-    ) -> None:
-        """Called once, when all models are prepared and before the first evaluation or step."""
-        raise NotImplementedError
-
-    def round_dataset(self, model: torch.nn.Module, number: int) -> TorchDataset:
-        """The pairs of round ``number`` (from 1), in training order, with reference log-probs."""
-        raise NotImplementedError
-
-    def close_round(self, number: int) -> None:
-        """Called after the last update of round ``number``."""
-        raise NotImplementedError
-
-    def with_reference(self, dataset: Dataset) -> Dataset:
-        """``dataset`` with the reference log-probs that the loss reads."""
-        raise NotImplementedError
 
     @property
     def batching(self) -> Batching:
@@ -104,45 +49,84 @@ class RoundTrainer(AxolotlDPOTrainer):
             drop_last=self.args.dataloader_drop_last,
         )
 
+    @property
+    def max_steps_of_config(self) -> int | None:
+        """The user's cap on updates; the host's arguments hold a number in any case."""
+        limit: int | None = plugin_config().max_steps
+        return limit
+
+    @property
+    def trained_tokens(self) -> float:
+        """Tokens that training steps have seen so far."""
+        return float(self._total_train_tokens)
+
+    def facts(self, wrapped: torch.nn.Module) -> HostRun:
+        """What the run is made of; ``wrapped`` is the policy that the training loop calls."""
+        args = self.args
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        models = Models(
+            accelerator=self.accelerator,
+            policy=self.model,
+            wrapped=wrapped,
+            reference=self.ref_model,
+            deepspeed=bool(self.is_deepspeed_enabled),
+            zero_stage=plugin.zero_stage if plugin else 0,
+            fsdp=bool(self.is_fsdp_enabled),
+            checkpointing=args.gradient_checkpointing_kwargs,
+        )
+        return HostRun(
+            cfg=plugin_config(),
+            models=models,
+            tokenizer=self._tokenizer,
+            train=self.train_dataset,
+            evaluation=self.eval_dataset,
+            output_dir=Path(args.output_dir),
+            max_length=args.max_length,
+            seed=args.seed,
+            beta=self.beta,
+            loss_types=tuple(map(str, self.loss_types)),
+            batching=self.batching,
+            micro_batch=args.per_device_train_batch_size,
+            optimization=Optimization(args.learning_rate, args.weight_decay, args.max_grad_norm),
+            report_to=tuple(args.report_to or ()),
+        )
+
+    def evaluate_on(self, dataset: Any) -> None:
+        """Let the host evaluate on ``dataset`` from now on."""
+        self.eval_dataset = dataset
+
+    def collate_with(self, wrap: Callable[[Any], Any]) -> None:
+        """Put a collator around the one that makes batches."""
+        self.data_collator = wrap(self.data_collator)
+
     def log_metrics_of_round(self, metrics: dict[str, float]) -> None:
         """Log through the host without flushing TRL's running averages into the same entry."""
         Trainer.log(self, dict(metrics))
-
-    def close_run(self) -> None:
-        """Called once, after the last round; also if a run is resumed there."""
-        raise NotImplementedError
-
-    def checkpoint_saved(self) -> None:
-        """Called after every checkpoint."""
-        raise NotImplementedError
 
     def ensure_checkpoint(self) -> None:
         """Save what the host saves at a step's end, unless a checkpoint of this step stands."""
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.before_saving()
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.before_checkpoint(Path(self.args.output_dir) / name)
-        super()._save_checkpoint(*args, **kwargs)
-        self._saved_step = self.state.global_step
-        self.checkpoint_saved()
-
-    def loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """The host's loss of a collated batch, a scalar; its running averages stay as they are."""
+    def loss_of(self, model: torch.nn.Module, examples: list[dict[str, Any]]) -> torch.Tensor:
+        """The host's loss of a batch, a scalar; its running averages stay as they are."""
         kept = copy.deepcopy(self._metrics), self._total_train_tokens
+        inputs = self.data_collator(examples)
         try:
-            return self.compute_loss(model, self._prepare_inputs(inputs))
+            with self.accelerator.autocast():
+                return self.compute_loss(model, self._prepare_inputs(inputs))
         finally:
             self._metrics, self._total_train_tokens = kept
 
-    def before_saving(self) -> None:
-        """Called on every rank before a checkpoint is written; what it raises prevents that."""
-        raise NotImplementedError
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.rounds.before_checkpoint(Path(self.args.output_dir) / name)
+        super()._save_checkpoint(*args, **kwargs)
+        self._saved_step = self.state.global_step
+        self.rounds.checkpoint_saved()
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        self.schedule = self.plan(self.batching)
+        self.schedule = self.rounds.plan(self.batching)
         # Axolotl always passes max_steps, computed for rounds of equal size.
         args.max_steps = self.schedule.max_steps
         first = self.schedule.rounds[0].total
@@ -172,7 +156,7 @@ class RoundTrainer(AxolotlDPOTrainer):
             max_steps, train_dataloader, resume_from_checkpoint
         )
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self.open_run(model, *self._resumed_at, checkpoint)
+        self.rounds.open(self.facts(model), self.schedule, Start(*self._resumed_at, checkpoint))
         # The host collects garbage on every micro-batch; what start-up made, a million objects
         # that all live to the end, need not be walked each time.
         if os.environ.get("SERA_GC") != "host":
@@ -182,12 +166,12 @@ class RoundTrainer(AxolotlDPOTrainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         gc.unfreeze()
         done = super()._finalize_training(*args, **kwargs)
-        self.close_run()
+        self.rounds.close()
         return done
 
     def _run_epoch(self, *, model: Any, epoch: int, train_dataloader: Any, **rest: Any) -> None:
         number = epoch + 1
-        dataset = self.round_dataset(model, number)
+        dataset = self.rounds.dataset(number)
         loader = self._get_dataloader(
             dataset=dataset,
             description=f"Round {number}",
@@ -211,16 +195,16 @@ class RoundTrainer(AxolotlDPOTrainer):
         finally:
             if loader in self.accelerator._dataloaders:
                 self.accelerator._dataloaders.remove(loader)
-        self.close_round(number)
+        self.rounds.close_round(number)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         batch = {name: value for name, value in inputs.items() if name != ROW_KEY}
-        if ROW_KEY not in inputs or not self.notes_logps:
+        if ROW_KEY not in inputs or not self.rounds.notes_logps:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
-        self.note_logps(inputs[ROW_KEY], logps_of_batch(outputs.logits, batch))
+        self.rounds.note_logps(inputs[ROW_KEY], logps_of_batch(outputs.logits, batch))
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
@@ -229,7 +213,7 @@ class RoundTrainer(AxolotlDPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL calls this in its constructor, before the models are prepared, with a cache that
         # only one rank finds; `open_run` adds the log-probs instead.
-        return self.with_reference(dataset) if self.is_in_train else dataset
+        return self.rounds.with_reference(dataset) if self.is_in_train else dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -237,17 +221,17 @@ class RoundTrainer(AxolotlDPOTrainer):
         self._signature_columns = list(dict.fromkeys([*columns, REFINEMENT]))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        if REFINEMENT not in inputs or self.refiner is None:
+        if REFINEMENT not in inputs or self.rounds.refining is None:
             return super()._compute_loss(model, inputs, return_outputs)
         batch = {name: value for name, value in inputs.items() if name != REFINEMENT}
         lengths = batch["completion_mask"].sum(dim=1)
-        shift, noted = self.refiner.shift(model, inputs[REFINEMENT], lengths.chunk(2))
+        shift, noted = self.rounds.refining.shift(model, inputs[REFINEMENT], lengths.chunk(2))
         for name, value in noted.items():
             self._metrics["train"][name].append(value)
         reference = batch["ref_chosen_logps"]
         shifted = batch | {"ref_chosen_logps": reference + shift.to(reference)}
         loss, outputs = super()._compute_loss(model, shifted, True)
-        self.refiner.note(self._write_true_rewards(batch, outputs.logits))
+        self.rounds.refining.note(self._write_true_rewards(batch, outputs.logits))
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -257,8 +241,9 @@ class RoundTrainer(AxolotlDPOTrainer):
         TRL's loss takes the same columns for the rewards it logs, and accuracy can't be corrected
         from means, so log πθ is taken from the logits once more.
         """
-        logps = selective_log_softmax(logits[..., :-1, :], batch["input_ids"][..., 1:])
-        logps = logps.masked_fill(batch["completion_mask"][..., 1:] == 0, 0.0).sum(dim=1)
+        tokens, is_answer = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+        # In the type that TRL's loss sums in, or accuracies differ.
+        logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
         chosen, rejected = (
             self.beta * (answer - batch[name])
             for answer, name in zip(

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from sera_plugin.config.parts import JUDGES
 from sera_plugin.data.candidates import Candidate, Pool, Prompt, Verdict
 from sera_plugin.runtime.errors import JudgeError
-from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.scoring.scorer import Answers
@@ -200,18 +200,16 @@ class Court:
             if self.after_shard is not None:
                 self.after_shard()
 
-        found = deal(
+        found = Pass(
             self.accelerator,
-            len(batches),
+            "Judging answers",
             judge,
-            group=SHARD_BATCHES,
-            description="Judging answers",
-            codec=ScoreCodec(),
-            shards=self._shards(questions, label),
-            stored=True,
-            after_shard=end_together,
+            ScoreCodec(),
+            SHARD_BATCHES,
+            self._shards(questions, label),
+            end_together,
             alike=False,
-        )
+        ).results(len(batches))
         scores = [score for number in range(len(batches)) for score in found[number]]
         if questions and all(score is None for score in scores):
             raise JudgeError(
@@ -220,9 +218,7 @@ class Court:
             )
         return scores
 
-    def _shards(self, questions: Sequence[Question], label: str) -> Shards | None:
-        if not self.accelerator.is_main_process:
-            return None
+    def _shards(self, questions: Sequence[Question], label: str) -> Shards:
         determined_by = {
             "pass": "judge",
             "answers": Answers([(q.prompt_ids, q.completion_ids) for q in questions]).digest(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,17 +22,11 @@ from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.data.rounds import Composition, compose
 from sera_plugin.data.schedule import RoundSize
 from sera_plugin.data.tables import ReviewTable
-from sera_plugin.host.models import plugin_config
 from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
-from sera_plugin.review.judges import court_of
 from sera_plugin.review.lossdiff import Auxiliary
 from sera_plugin.review.selection import Choice, History, choose
 from sera_plugin.review.signals import SignalInput, measured
-from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.shards import REFERENCE, round_label
-from sera_plugin.sampling.engines import engine_of
-from sera_plugin.sampling.sampler import sampler_of
-from sera_plugin.sampling.settings import EngineParts
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.recording import Recorded
 from sera_plugin.scoring.scorer import Phase, Scorer, phase_of
@@ -236,60 +229,3 @@ class Reviewer:
         if self.auxiliary is None:
             return None
         return self.auxiliary.difference(policy, reference, self.pairs)
-
-
-def reviewer_of(trainer: Any, token_budget: int) -> Reviewer:
-    """The reviewer of a run, with all that scores, samples and judges for it.
-
-    Args:
-        trainer: the run's trainer, with its models, data and settings of sampling.
-        token_budget: most padded tokens of a scoring batch.
-
-    Raises:
-        SeraConfigError: if the judge's function can't be imported.
-        JudgeError: if a reward model can't be used.
-    """
-    may_cut = not trainer.policies.sharded
-    parts = EngineParts(
-        config=trainer.sera.bootstrap,
-        host=plugin_config(),
-        accelerator=trainer.accelerator,
-        policy=trainer.policies.unwrapped,
-        tokenizer=trainer._tokenizer,
-    )
-    scorer = Scorer(
-        accelerator=trainer.accelerator,
-        pad_token_id=trainer._tokenizer.pad_token_id,
-        max_length=trainer.args.max_length,
-        token_budget=token_budget,
-        after_shard=trainer.stop.check,
-        fitting=Fitting(may_cut),
-    )
-    bootstrapper = Bootstrapper(
-        config=trainer.sera,
-        pairs=trainer.pairs,
-        scorer=scorer,
-        sampler=sampler_of(
-            engine_of(parts), trainer.sampling, trainer.accelerator, trainer.stop.check, may_cut
-        ),
-        policies=trainer.policies,
-        seed=trainer.args.seed,
-        beta=trainer.beta,
-        court=court_of(
-            trainer.sera.bootstrap,
-            trainer._tokenizer,
-            trainer.accelerator,
-            trainer.store.work,
-            trainer.stop.check,
-        ),
-    )
-    return Reviewer(
-        config=trainer.sera,
-        pairs=trainer.pairs,
-        evaluation=trainer.held_out.pairs,
-        scorer=scorer,
-        policies=trainer.policies,
-        bootstrapper=bootstrapper,
-        seed=trainer.args.seed,
-        external=trainer.external,
-    )

@@ -7,8 +7,9 @@ them equally. A batch is stored under its number in the plan, which no number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 from accelerate import Accelerator
@@ -32,83 +33,87 @@ class Codec(Protocol[T]):
         """What ``encode`` was given."""
 
 
-def deal(
-    accelerator: Accelerator,
-    count: int,
-    compute: Callable[[int], T],
-    *,
-    group: int,
-    description: str,
-    codec: Codec[T],
-    shards: Shards | None,
-    stored: bool,
-    after_shard: Callable[[], None] | None = None,
-    tokens: Callable[[int, T], int] | None = None,
-    alike: bool = True,
-) -> dict[int, T]:
-    """Results of all batches by number, on every rank; every rank must call this alike.
+@dataclass(frozen=True)
+class Pass(Generic[T]):
+    """How batches are computed, shown and stored; equal on every rank.
 
-    Args:
+    Attributes:
         accelerator: the trainer's accelerator.
-        count: number of batches.
-        compute: result of the batch of a number.
-        group: batches per rank in a shard, the most that a kill can cost.
         description: text of the progress bar and of the log.
+        compute: result of the batch of a number.
         codec: how results are stored.
-        shards: where results are stored; on the main process only, and only if ``stored``.
-        stored: whether finished results are stored and reused; equal on every rank.
+        group: batches per rank in a shard, the most that a kill can cost.
+        shards: where finished results are stored and reused, by the main process alone; None if
+            they aren't.
         after_shard: called on every rank when a group is finished and stored; it may raise to
             end the pass there.
         tokens: tokens of a batch by its number and result, for the progress that is shown; those
             of the other ranks' batches are taken to be as many.
         alike: whether a rank without a batch repeats another's, so that all ranks take part in
             each forward pass.
-
-    Raises:
-        OSError: on the main process, if a shard can't be written.
     """
-    done: dict[int, T] = {}
-    if stored:
-        done = shared(lambda: _finished(codec, shards, description, count))
-    left = [number for number in range(count) if number not in done]
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    with PassProgress(description, count, len(done), shown=accelerator.is_main_process) as progress:
-        for start in range(0, len(left), group * ranks):
-            numbers = left[start : start + group * ranks]
-            found: list[tuple[int, T]] = []
-            for first in range(0, len(numbers), ranks):
-                at_once = min(ranks, len(numbers) - first)
-                made = 0
-                if alike or rank < at_once:
-                    mine = numbers[first + (rank if rank < at_once else 0)]
-                    result = compute(mine)
-                    made = tokens(mine, result) if tokens else 0
-                    if rank < at_once:
-                        found.append((mine, result))
-                progress.advance(at_once, at_once * made)
-            whole: dict[int, T] = dict(sorted(gathered(found), key=lambda pair: pair[0]))
-            if shards is not None:
-                table = codec.encode(whole)
-                if len(table):
-                    shards.write(table)
-            done |= whole
-            if after_shard is not None:
-                after_shard()
-    return done
 
+    accelerator: Accelerator
+    description: str
+    compute: Callable[[int], T]
+    codec: Codec[T]
+    group: int
+    shards: Shards | None = None
+    after_shard: Callable[[], None] | None = None
+    tokens: Callable[[int, T], int] | None = None
+    alike: bool = True
 
-def _finished(codec: Codec[T], shards: Shards | None, description: str, count: int) -> dict[int, T]:
-    """Results on disk, by number of their batch."""
-    tables = shards.read() if shards is not None else []
-    done: dict[int, T] = {}
-    for table in tables:
-        done |= codec.decode(table)
-    if tables:
-        LOG.info(
-            "%s: %d of %d batches are reused from %d finished shards.",
-            description,
-            len(done),
-            count,
-            len(tables),
-        )
-    return done
+    def results(self, count: int) -> dict[int, T]:
+        """Results of ``count`` batches by number, on every rank; every rank must call this alike.
+
+        Raises:
+            OSError: on the main process, if a shard can't be written.
+        """
+        main = self.accelerator.is_main_process
+        done = {} if self.shards is None else shared(lambda: self._finished(count))
+        left = [number for number in range(count) if number not in done]
+        at_once = self.group * self.accelerator.num_processes
+        with PassProgress(self.description, count, len(done), shown=main) as progress:
+            for start in range(0, len(left), at_once):
+                mine = self._computed(left[start : start + at_once], progress)
+                whole: dict[int, T] = dict(sorted(gathered(mine), key=lambda pair: pair[0]))
+                if main and self.shards is not None:
+                    table = self.codec.encode(whole)
+                    if len(table):
+                        self.shards.write(table)
+                done |= whole
+                if self.after_shard is not None:
+                    self.after_shard()
+        return done
+
+    def _computed(self, numbers: Sequence[int], progress: PassProgress) -> list[tuple[int, T]]:
+        """This rank's results of a group."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        found: list[tuple[int, T]] = []
+        for first in range(0, len(numbers), ranks):
+            at_once = min(ranks, len(numbers) - first)
+            made = 0
+            if self.alike or rank < at_once:
+                mine = numbers[first + (rank if rank < at_once else 0)]
+                result = self.compute(mine)
+                made = self.tokens(mine, result) if self.tokens else 0
+                if rank < at_once:
+                    found.append((mine, result))
+            progress.advance(at_once, at_once * made)
+        return found
+
+    def _finished(self, count: int) -> dict[int, T]:
+        """Results on disk, by number of their batch."""
+        tables = self.shards.read() if self.shards is not None else []
+        done: dict[int, T] = {}
+        for table in tables:
+            done |= self.codec.decode(table)
+        if tables:
+            LOG.info(
+                "%s: %d of %d batches are reused from %d finished shards.",
+                self.description,
+                len(done),
+                count,
+                len(tables),
+            )
+        return done

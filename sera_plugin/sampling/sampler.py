@@ -20,7 +20,7 @@ from sera_plugin.data.candidates import Answered, Prompt, Rollout
 from sera_plugin.data.ids import uniforms
 from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
-from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.sampling.engines import Engine, check_answers
 from sera_plugin.sampling.settings import Sampling, finish
@@ -84,20 +84,18 @@ class Sampler:
         budget = self.settings.token_budget
         shortest = SHORTEST if self.engine.pads else 0.0
         batches = plan_batches(lengths, budget, shortest) if len(prompts) else []
-        found = deal(
+        found = Pass(
             self.accelerator,
-            len(batches),
+            f"Round {round_number}: {self.settings.writer.bar}",
             lambda number: self._batch(
                 model, [prompts[i] for i in batches[number]], seed, round_number, synced
             ),
-            group=SHARD_BATCHES,
-            description=f"Round {round_number}: {self.settings.writer.bar}",
-            codec=RolloutCodec(),
-            shards=self._shards(origin, prompts, seed, round_number),
-            stored=origin is not None,
-            after_shard=self.after_shard,
+            RolloutCodec(),
+            SHARD_BATCHES,
+            self._shards(origin, prompts, seed, round_number),
+            self.after_shard,
             tokens=lambda _, found: sum(len(ids) for _, each in found for ids, _ in each),
-        )
+        ).results(len(batches))
         # One object for each number: a token takes 8 bytes in place of 36.
         shared: dict[int, int] = {}
         return {
@@ -112,7 +110,7 @@ class Sampler:
     def _shards(
         self, origin: Origin | None, prompts: Sequence[Prompt], seed: int, round_number: int
     ) -> Shards | None:
-        if origin is None or not self.accelerator.is_main_process:
+        if origin is None:
             return None
         digest = hashlib.blake2b(digest_size=16)
         for prompt in prompts:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sera_plugin.host.models import selective_log_softmax
+from sera_plugin.host.models import answer_sums, selective_log_softmax
 
 Forward = Callable[..., Any]
 
@@ -76,6 +76,8 @@ def completion_logps(
 ) -> torch.Tensor:
     """Σ log π over each row's answer tokens, float64 on the CPU, shape (rows,), nats.
 
+    The tokens' log-probs are added in their order, whichever way they were found.
+
     One forward pass; a second one if the model does more behind its head than to return what the
     head gives, which follows from the model alone and so is equal on every rank.
 
@@ -94,24 +96,34 @@ def completion_logps(
             logits = forward(**inputs, use_cache=False).logits
         if found.untouched(logits):
             return sums.index_add(0, row_of, torch.cat(found.logps or []).double().cpu())
-    logps = _from_logits(forward, inputs, wanted, following)
-    return sums.index_add(0, row_of, logps[wanted].double().cpu())
-
-
-def _from_logits(
-    forward: Forward,
-    inputs: Mapping[str, torch.Tensor],
-    wanted: torch.Tensor,
-    following: torch.Tensor,
-) -> torch.Tensor:
-    """Log-probs of all following tokens from the first wanted one on; zeros before it."""
     positions = wanted.any(dim=0).nonzero()
-    first = int(positions[0]) if len(positions) else wanted.shape[1]
-    kept = wanted.shape[1] - first + 1
+    first = 1 + (int(positions[0]) if len(positions) else wanted.shape[1])
+    logits = _logits_from(forward, inputs, first)
+    logps = selective_log_softmax(logits, inputs["input_ids"][:, first:])
+    return sums.index_add(0, row_of, logps[is_answer[:, first:]].double().cpu())
+
+
+def answer_logps(
+    forward: Forward, inputs: Mapping[str, torch.Tensor], is_answer: torch.Tensor, first: int
+) -> torch.Tensor:
+    """Σ log π over each row's answer tokens from the logits, float64, shape (rows,), nats.
+
+    Args:
+        forward: the model to call; gradients and training mode are the caller's matter.
+        inputs: ``input_ids`` and ``attention_mask``, padded on the right, shape (rows, width).
+        is_answer: nonzero at the answers' tokens, shape (rows, width).
+        first: a position from 1 on before which no row has an answer's token.
+    """
+    logits = _logits_from(forward, inputs, first)
+    return answer_sums(logits, inputs["input_ids"][:, first:], is_answer[:, first:])
+
+
+def _logits_from(forward: Forward, inputs: Mapping[str, torch.Tensor], first: int) -> torch.Tensor:
+    """Logits that predict the tokens from position ``first`` (from 1) on."""
+    kept = inputs["input_ids"].shape[1] - first + 1
     options = {"logits_to_keep": kept} if keeps_logits(forward) else {}
-    logits = forward(**inputs, use_cache=False, **options).logits
-    logps = selective_log_softmax(logits[:, logits.shape[1] - kept : -1], following[:, first:])
-    return torch.nn.functional.pad(logps, (first, 0))
+    logits: torch.Tensor = forward(**inputs, use_cache=False, **options).logits
+    return logits[:, logits.shape[1] - kept : -1]
 
 
 def causal_lm(forward: Forward) -> Any:

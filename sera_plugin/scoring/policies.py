@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sera_plugin.data.candidates import Source
+from sera_plugin.host.facts import Models
 from sera_plugin.host.models import disable_gradient_checkpointing, gathered_weights, use_adapter
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.memory import Placement, choose_gather, resting_place
@@ -23,50 +25,66 @@ from sera_plugin.scoring.snapshot import Snapshot
 
 LOG = logger(__name__)
 
+Place = Literal["auto", "gpu", "cpu"]
+
 
 class Policies:
     """The models of a run, each ready to score: policy, reference, earlier policies.
 
     Args:
-        trainer: the host's trainer, after its models are prepared.
-        model: the wrapped policy that the training loop uses.
+        models: the models, after the host has prepared them.
+        work: where the run keeps the shards of all passes.
+        step: the trainer's global step as it is now.
+        reference_device: ``sera.reference_device``.
+        gather: ``sera.bootstrap.gather``.
     """
 
-    def __init__(self, trainer: Any, model: torch.nn.Module) -> None:
-        self._trainer = trainer
+    def __init__(
+        self,
+        models: Models,
+        work: Path,
+        step: Callable[[], int],
+        reference_device: Place = "auto",
+        gather: str | bool = "auto",
+    ) -> None:
+        self._models, self._work, self._step, self._gathers = models, work, step, gather
+        model = models.wrapped
         # DDP broadcasts buffers in a forward pass; without it a pass of one rank needs no other.
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
-        self.unwrapped = trainer.accelerator.unwrap_model(model)
+        self.unwrapped = models.unwrapped(model)
         self.reference_snapshot: Snapshot | None = None
         self._known: dict[tuple[str, int], str] = {}
-        if trainer.ref_model is not None:
-            self._placement = self._placed(trainer.accelerator.unwrap_model(trainer.ref_model))
+        if models.reference is not None:
+            bare = models.unwrapped(models.reference)
+            self._placement = self._placed(bare, reference_device)
 
-    def _placed(self, reference: PreTrainedModel) -> Placement:
+    def _placed(
+        self, reference: PreTrainedModel, wanted: Literal["auto", "gpu", "cpu"]
+    ) -> Placement:
         why_not = None
         if self.sharded:
             why_not = "every rank holds a share of the reference model and scores with all of them"
         elif getattr(reference, "is_quantized", False):
             why_not = "a quantized reference model can't be moved"
-        device = self._trainer.accelerator.device
-        rest = resting_place(self._trainer.sera.reference_device, device, why_not)
+        device = self._models.accelerator.device
+        rest = resting_place(wanted, device, why_not)
         return Placement(reference, device, rest)
 
     @property
     def sharded(self) -> bool:
         """Whether ranks hold shares of the policy's weights and take every pass together."""
-        return self._zero3 or bool(self._trainer.is_fsdp_enabled)
+        return self._zero3 or self._models.fsdp
 
     @property
     def _zero3(self) -> bool:
         first = next(self.unwrapped.parameters())
-        return bool(self._trainer.is_deepspeed_enabled) and hasattr(first, "ds_id")
+        return self._models.deepspeed and hasattr(first, "ds_id")
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        checkpointing = self._trainer.args.gradient_checkpointing_kwargs
+        models = self._models
         with (
-            disable_gradient_checkpointing(self._trainer.model, checkpointing),
+            disable_gradient_checkpointing(models.policy, models.checkpointing),
             inference(self._model),
         ):
             yield
@@ -87,13 +105,13 @@ class Policies:
     def reference(self) -> Iterator[Forward]:
         """πref: a snapshot if one is set, else the host's reference model, else the policy
         without its adapter."""
-        trainer = self._trainer
+        separate = self._models.reference
         if self.reference_snapshot is not None:
             with self.earlier(self.reference_snapshot) as forward:
                 yield forward
-        elif trainer.ref_model is not None:
-            with self._placement.at_work(), inference(trainer.ref_model):
-                yield trainer.ref_model
+        elif separate is not None:
+            with self._placement.at_work(), inference(separate):
+                yield separate
         else:
             with self._quiet(), use_adapter(self.unwrapped, adapter_name=self._reference_adapter):
                 yield self._model
@@ -118,11 +136,11 @@ class Policies:
             return self._origin(label, self._policy_identity())
 
     def _origin(self, label: str, model: str) -> Origin:
-        return Origin(self._trainer.store.work, label, model)
+        return Origin(self._work, label, model)
 
     def _at_this_step(self, which: str, find: Callable[[], str]) -> str:
         """Weights change with optimizer steps alone, and hashing all of them takes seconds."""
-        key = (which, self._trainer.state.global_step)
+        key = (which, self._step())
         if key not in self._known:
             self._known = {k: v for k, v in self._known.items() if k[1] == key[1]}
             self._known[key] = find()
@@ -132,8 +150,8 @@ class Policies:
         return fingerprint(self.unwrapped)
 
     def _reference_identity(self) -> str:
-        if self._trainer.ref_model is not None:
-            return fingerprint(self._trainer.accelerator.unwrap_model(self._trainer.ref_model))
+        if self._models.reference is not None:
+            return fingerprint(self._models.unwrapped(self._models.reference))
         return fingerprint(
             self.unwrapped, adapter_weights(self.unwrapped, kept=self._reference_adapter)
         )
@@ -142,16 +160,16 @@ class Policies:
     def generating(self, writer: Source = Source.POLICY) -> Iterator[tuple[PreTrainedModel, bool]]:
         """πθ or πref ready for ``generate``, and whether ranks must take every decoding step
         together."""
-        trainer, wrapped, scoring = self._trainer, self._model, self.policy()
+        models, wrapped, scoring = self._models, self._model, self.policy()
         if writer is Source.REFERENCE:
             scoring = self.reference()
-            if self.reference_snapshot is None and trainer.ref_model is not None:
-                wrapped = trainer.ref_model
-        bare = trainer.accelerator.unwrap_model(wrapped)
-        zero3 = trainer.is_deepspeed_enabled and hasattr(next(bare.parameters()), "ds_id")
+            if self.reference_snapshot is None and models.reference is not None:
+                wrapped = models.reference
+        bare = models.unwrapped(wrapped)
+        zero3 = models.deepspeed and hasattr(next(bare.parameters()), "ds_id")
         gather = zero3 and self._gather(bare)
         with scoring, gathered_weights(wrapped) if gather else nullcontext():
-            yield bare, (zero3 and not gather) or trainer.is_fsdp_enabled
+            yield bare, (zero3 and not gather) or models.fsdp
 
     def origin(self, writer: Source, label: str) -> Origin:
         """Where a pass of πθ or πref belongs."""
@@ -163,8 +181,8 @@ class Policies:
         """Decide, equally on every rank, whether sampling gathers all weights."""
         parameters: Iterator[Any] = model.parameters()
         weights = sum(p.ds_numel * p.element_size() for p in parameters)
-        free = min(gathered([_free_bytes(self._trainer.accelerator.device)]))
-        gather, why = choose_gather(self._trainer.sera.bootstrap.gather, weights, free)
+        free = min(gathered([_free_bytes(self._models.accelerator.device)]))
+        gather, why = choose_gather(self._gathers, weights, free)
         LOG.info("Sampling %s all weights on every rank (%s).", _DOES[gather], why)
         return gather
 

@@ -1,4 +1,5 @@
-"""Log-probs of completions under a model. Collectives: those of ``dealing``.
+"""Log-probs of completions under a model. Collectives: those of
+``runtime.passes``.
 
 Batches are formed over the whole job, by length, and dealt to the ranks, so a batch holds the
 same rows whatever the number of ranks; a rank without a batch repeats one and drops the result.
@@ -18,11 +19,10 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
-from sera_plugin.host.models import selective_log_softmax
 from sera_plugin.runtime.memory import Fitting
-from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.scoring.logps import Forward, completion_logps, keeps_logits
+from sera_plugin.scoring.logps import Forward, completion_logps
 
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids of a prompt and of an answer."""
@@ -95,7 +95,7 @@ class LogpCodec:
 
 
 @dataclass(frozen=True)
-class Pass:
+class Scored:
     """What one scoring pass did."""
 
     logps: np.ndarray
@@ -119,7 +119,7 @@ class Phase:
         )
 
 
-def phase_of(start: float, done: Pass) -> Phase:
+def phase_of(start: float, done: Scored) -> Phase:
     """The phase of one pass that began at ``start`` on the performance counter."""
     return Phase(time.perf_counter() - start, done.tokens, done.padded_tokens)
 
@@ -195,7 +195,7 @@ class Scorer:
         completions: Completions,
         description: str,
         origin: Origin | None = None,
-    ) -> Pass:
+    ) -> Scored:
         """Σ log π(y|x) over the tokens of each answer, float64, shape (n,), nats, on every rank.
 
         Every rank must call this with the same completions.
@@ -213,23 +213,21 @@ class Scorer:
         if self.max_length is not None:
             lengths = np.minimum(lengths, self.max_length)
         batches = plan_batches(lengths, self.token_budget, SHORTEST)
-        found = deal(
+        found = Pass(
             self.accelerator,
-            len(batches),
+            description,
             lambda number: self._logps_of(forward, completions.fetch(batches[number].tolist())),
-            group=SHARD_BATCHES,
-            description=description,
-            codec=LogpCodec(batches),
-            shards=self._shards(origin, completions, lengths),
-            stored=origin is not None,
-            after_shard=self.after_shard,
+            LogpCodec(batches),
+            SHARD_BATCHES,
+            self._shards(origin, completions, lengths),
+            self.after_shard,
             tokens=lambda number, _: int(lengths[batches[number]].sum()),
-        )
+        ).results(len(batches))
         logps = np.full(len(lengths), np.nan)
         for number, values in found.items():
             logps[batches[number]] = values
         padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-        return Pass(logps, int(lengths.sum()), padded)
+        return Scored(logps, int(lengths.sum()), padded)
 
     def _logps_of(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
         def size(part: Sequence[Tokens]) -> int:
@@ -241,7 +239,7 @@ class Scorer:
     def _shards(
         self, origin: Origin | None, completions: Completions, lengths: np.ndarray
     ) -> Shards | None:
-        if origin is None or not self.accelerator.is_main_process:
+        if origin is None:
             return None
         determined_by = {
             "pass": "logps",
@@ -269,29 +267,3 @@ class Scorer:
         }
         answers = torch.from_numpy(is_answer).to(device)
         return completion_logps(forward, inputs, answers).tolist()
-
-
-def answer_logps(
-    forward: Forward,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    is_answer: torch.Tensor,
-    first: int,
-) -> torch.Tensor:
-    """Σ log π(y|x) over the tokens of each answer, float64, shape (rows,), nats.
-
-    Args:
-        forward: the model to call; gradients and training mode are the caller's matter.
-        input_ids: prompts with their answers, padded on the right, int64, shape (rows, width).
-        attention_mask: 1 at tokens, 0 at padding; the same shape.
-        is_answer: nonzero at the tokens of the answers; the same shape.
-        first: a position from 1 on before which no row has an answer's token.
-    """
-    kept = input_ids.shape[1] - first + 1
-    options = {"logits_to_keep": kept} if keeps_logits(forward) else {}
-    logits = forward(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
-    ).logits
-    logits = logits[:, logits.shape[1] - kept : -1]
-    logps = selective_log_softmax(logits, input_ids[:, first:]).double()
-    return logps.masked_fill(is_answer[:, first:] == 0, 0.0).sum(dim=1)

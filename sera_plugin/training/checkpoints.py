@@ -19,7 +19,7 @@ from sera_plugin.data.store import RunStore
 from sera_plugin.host.checks import zero_stage
 from sera_plugin.runtime.errors import AskedToStop, SeraConfigError
 from sera_plugin.runtime.logs import logger
-from sera_plugin.training.resume import batch_settings, compare
+from sera_plugin.training.changes import batch_settings, compare
 
 LOG = logger(__name__)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from sera_plugin.data.schedule import share_of
+from sera_plugin.config import BootstrapConfig
+from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.data.schedule import Schedule, share_of
+from sera_plugin.host.facts import Models
 from sera_plugin.runtime.memory import GIB
 
 
@@ -186,37 +188,48 @@ def model_size(model: torch.nn.Module, *, separate_reference: bool, deepspeed: b
     )
 
 
-def estimate_text(trainer: Any) -> str:
-    """Tokens of a reviewed round and memory per rank, in two lines."""
-    pairs, bootstrap = trainer.pairs, trainer.sera.bootstrap
+def estimate_text(
+    config: BootstrapConfig,
+    pairs: OfflinePairs,
+    schedule: Schedule,
+    models: Models,
+    refined_tokens: int | None,
+) -> str:
+    """Tokens of a reviewed round and memory per rank, in two lines.
+
+    Args:
+        config: the ``sera.bootstrap`` block.
+        pairs: D.
+        schedule: the run's rounds.
+        models: policy and reference.
+        refined_tokens: tokens that Δ of every pair of D takes; None without refinement.
+    """
     answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
     prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
-    last = trainer.schedule.rounds[-1]
-    size = next((size for size in trainer.schedule.rounds if size.reviewed), last)
-    sampled = share_of(bootstrap.prompts, len(pairs)) if size.bootstrapped else 0
+    last = schedule.rounds[-1]
+    size = next((size for size in schedule.rounds if size.reviewed), last)
+    sampled = share_of(config.prompts, len(pairs)) if size.bootstrapped else 0
     cost = round_tokens(
         len(pairs),
         2 * (prompt + answer),
         prompt,
-        min(answer, bootstrap.max_new_tokens),
+        min(answer, config.max_new_tokens),
         trained_pairs=size.total,
         sampled_prompts=sampled,
-        candidates=bootstrap.num_candidates,
+        candidates=config.num_candidates,
     )
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    stage, ranks = (plugin.zero_stage if plugin else 0), trainer.accelerator.num_processes
-    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-    separate = trainer.ref_model is not None
-    stage = 3 if trainer.is_fsdp_enabled else stage
-    sizes = model_size(unwrapped, separate_reference=separate, deepspeed=plugin is not None)
+    stage, ranks = 3 if models.fsdp else models.zero_stage, models.accelerator.num_processes
+    separate = models.reference is not None
+    policy = models.unwrapped(models.policy)
+    sizes = model_size(policy, separate_reference=separate, deepspeed=models.deepspeed)
     memory = memory_per_rank(sizes, stage, ranks)
     reviewed = (
         f"Estimate for each reviewed round: {cost.scored:,} tokens scored, {cost.sampled:,} "
         f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
     )
     refined = ""
-    if trainer.refiner is not None:
-        more = int(trainer.refiner.quality.tokens * size.total / len(pairs))
+    if refined_tokens is not None:
+        more = int(refined_tokens * size.total / len(pairs))
         refined = (
             f"Estimate of what Δ takes in a round of {size.total:,} pairs: {more:,} tokens scored "
             "with the quality prompt.\n"

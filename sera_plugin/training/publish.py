@@ -12,8 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from sera_plugin.data.candidates import Candidate
 from sera_plugin.data.columns import BootstrappedPairs, Candidates, Competitors
 from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.data.tables import RoundRecord
+from sera_plugin.review.metrics import guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
+from sera_plugin.training.run import Run
+
+LOG = logger(__name__)
 
 
 def fresh_lines(
@@ -78,8 +83,6 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
             }
 
 
-LOG = logger(__name__)
-
 ROWS = 20
 """Pairs in a table."""
 COLUMNS = tuple(
@@ -98,6 +101,40 @@ COLUMNS = tuple(
     )
 )
 NAME = "sera/bootstrapped_pairs"
+
+
+def publish(
+    run: Run,
+    number: int,
+    record: RoundRecord,
+    review: Review,
+    summaries: Sequence[dict[str, float]],
+    step: int,
+) -> None:
+    """Write a reviewed round to the store and show it in the log; the main process calls this.
+
+    Args:
+        run: the run.
+        number: the round.
+        record: what training and a resume need.
+        review: what composed the round.
+        summaries: numbers of the rounds so far, this one last.
+        step: the trainer's global step.
+    """
+    metrics, beta, tokenizer = summaries[-1], run.host.beta, run.host.tokenizer
+    warn_of_set_aside(metrics)
+    summary = metrics | guard_text(review)
+    if "guard" in summary:
+        LOG.info("Round %d, guard: %s", number, summary["guard"])
+    folder = run.store.write_round(
+        number,
+        record,
+        fresh_lines(review, run.pairs, tokenizer, beta),
+        summary,
+        candidate_rows(review, beta),
+    )
+    LOG.info("Round %d is written to %s\n%s", number, folder, table_text(summaries))
+    log_samples(fresh_lines(review, run.pairs, tokenizer, beta), run.host.report_to, step)
 
 
 def log_samples(

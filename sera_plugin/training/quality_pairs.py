@@ -15,7 +15,7 @@ from sera_plugin.config import ExternalConfig
 from sera_plugin.data.margins import external_margins, missing_columns
 from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow
-from sera_plugin.host.round_trainer import REFINEMENT
+from sera_plugin.host.rounds import REFINEMENT
 from sera_plugin.training.quality_prompt import QualityWriter
 
 GapLogps = Mapping[str, tuple[float, float]]

@@ -15,23 +15,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sera_plugin.config import RefineConfig
+from sera_plugin.config import RefineConfig, SeraConfig
 from sera_plugin.data.columns import Refinement
 from sera_plugin.data.margins import check_numbers
+from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundDataset
 from sera_plugin.data.store import RunStore
+from sera_plugin.host.facts import HostRun
 from sera_plugin.host.loading import chat_templates
-from sera_plugin.host.models import plugin_config
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.shards import round_label
+from sera_plugin.scoring.logps import answer_logps
 from sera_plugin.scoring.policies import Policies
-from sera_plugin.scoring.scorer import Scorer, answer_logps, evaluating
+from sera_plugin.scoring.scorer import Scorer, evaluating
 from sera_plugin.training.quality_pairs import (
     QualityAnswers,
     QualityPairs,
     RefinedRound,
-    RefinementCollator,
 )
 from sera_plugin.training.quality_prompt import QualityWriter
 from sera_plugin.training.refinement import bounded, gap_statistics, quality_gap, reference_shift
@@ -134,8 +135,7 @@ class Refiner:
             with evaluating(model):
                 found = answer_logps(
                     model,
-                    given["input_ids"],
-                    given["attention_mask"],
+                    {name: given[name] for name in ("input_ids", "attention_mask")},
                     given["completion_mask"],
                     given["first"],
                 )
@@ -182,37 +182,38 @@ def may_run_away(config: RefineConfig, loss: str, beta: float) -> bool:
     return free and config.normalize == "none" and config.weight >= beta
 
 
-def refiner_of(trainer: Any, scorer: Scorer) -> Refiner | None:
-    """The refiner of a run, its collator in the trainer; None if the run has no refinement."""
-    config = trainer.sera.refinement
-    if config is None:
+def refiner_of(
+    config: SeraConfig,
+    host: HostRun,
+    pairs: OfflinePairs,
+    scorer: Scorer,
+    policies: Policies,
+    store: RunStore,
+) -> Refiner | None:
+    """The refiner of a run, or None if the run has no refinement."""
+    refine = config.refinement
+    if refine is None:
         return None
-    loss, beta = str(trainer.loss_types[0]), float(trainer.beta)
-    if trainer.accelerator.is_main_process and may_run_away(config, loss, beta):
+    loss = host.loss_types[0]
+    if host.accelerator.is_main_process and may_run_away(refine, loss, host.beta):
         LOG.warning(
             "sera.refine.weight: %s is not below %s, so a pair may ask for ever more as it is "
             "learned; use a smaller weight, clip, normalize: length or source: round.",
-            config.weight,
-            "1" if loss == "ipo" else f"rl_beta: {beta}",
+            refine.weight,
+            "1" if loss == "ipo" else f"rl_beta: {host.beta}",
         )
-    tokenizer = trainer._tokenizer
-    writer = QualityWriter.of(config, tokenizer, chat_templates(plugin_config(), tokenizer))
-    quality = QualityPairs.of(
-        trainer.pairs,
-        trainer.train_dataset,
-        writer,
-        trainer.args.max_length,
-        trainer.sera.selection.external,
-    )
-    trainer.data_collator = RefinementCollator(trainer.data_collator)
+    templates = chat_templates(host.cfg, host.tokenizer)
+    writer = QualityWriter.of(refine, host.tokenizer, templates)
+    scores = config.selection.external
+    quality = QualityPairs.of(pairs, host.train, writer, host.max_length, scores)
     return Refiner(
-        config=config,
+        config=refine,
         quality=quality,
         quality_prompt=writer.quality,
         scorer=scorer,
-        policies=trainer.policies,
-        store=trainer.store,
+        policies=policies,
+        store=store,
         loss=loss,
-        beta=beta,
-        max_set_aside=trainer.sera.max_set_aside,
+        beta=host.beta,
+        max_set_aside=config.max_set_aside,
     )

@@ -27,7 +27,8 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS / "support"), str(TESTS)]
 
-TIMES = re.compile(r"second|runtime|_time$|memory|mem_|version|sera_plugin|started|\bdate\b")
+UNEQUAL = re.compile(r"second|runtime|_time$|memory|mem_|version|sera_plugin|\bsha256\b")
+"""Keys of times and versions, and of the checksum that a file with such keys or paths holds."""
 ONE = ("--launcher", "python")
 TWO = ("--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "2")
 LORA = {
@@ -175,8 +176,12 @@ def execute(folder: Path) -> dict[str, Path]:
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if not TIMES.search(k)}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+        return {k: without_times(v) for k, v in value.items() if not UNEQUAL.search(k)}
+    if isinstance(value, list):
+        items = [without_times(v) for v in value]
+        # peft writes sets of names in an order of its own.
+        return sorted(items) if all(isinstance(v, str) for v in items) else items
+    return value
 
 
 def checksum(path: Path, folder: Path) -> str:

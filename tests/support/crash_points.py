@@ -112,27 +112,40 @@ class WorkLog:
         from sera_plugin.scoring import scorer as scoring
 
         for module in (scoring, generation):
-            module.deal = self._watched(module.deal)
+            module.Pass = functools.partial(Watched, self, module.Pass)
 
-    def _watched(self, deal: Any) -> Any:
-        def watched(accelerator: Any, count: int, compute: Any, **rest: Any) -> Any:
-            key = rest["shards"].folder.name if rest["shards"] is not None else "-"
-            label = key.rsplit("-", 1)[0]
 
-            def counted(number: int) -> Any:
-                found = compute(number)
-                if accelerator.is_main_process:
-                    answers = sum(len(a[1]) if isinstance(a, tuple) else 1 for a in found)
-                    self.add(key, rest["description"], number, answers)
-                return found
+class Watched:
+    """A pass that notes its batches on the main process, and is under way to the point."""
 
-            self.point.passing = f"{label} {rest['description']}"
-            try:
-                return deal(accelerator, count, counted, **rest)
-            finally:
-                self.point.passing = ""
+    def __init__(
+        self,
+        log: WorkLog,
+        plain: Any,
+        accelerator: Any,
+        description: str,
+        compute: Any,
+        *rest: Any,
+        **more: Any,
+    ) -> None:
+        def counted(number: int) -> Any:
+            found = compute(number)
+            if accelerator.is_main_process:
+                answers = sum(len(a[1]) if isinstance(a, tuple) else 1 for a in found)
+                log.add(self.key, description, number, answers)
+            return found
 
-        return watched
+        self.point = log.point
+        self.real = plain(accelerator, description, counted, *rest, **more)
+        shards = self.real.shards
+        self.key = shards.folder.name if shards is not None else "-"
+
+    def results(self, count: int) -> Any:
+        self.point.passing = f"{self.key.rsplit('-', 1)[0]} {self.real.description}"
+        try:
+            return self.real.results(count)
+        finally:
+            self.point.passing = ""
 
 
 class Steps(TrainerCallback):

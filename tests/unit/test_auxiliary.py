@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,15 @@ import torch
 from accelerate import Accelerator
 
 from sera_plugin.data.margins import PairLogps
+from sera_plugin.host.facts import Optimization
 from sera_plugin.review.lossdiff import (
+    Aligner,
+    Alignment,
     Auxiliary,
-    _own_random_numbers,
-    _shards,
-    auxiliary_of,
     loss_difference,
+    own_random_numbers,
 )
-from sera_plugin.runtime.shards import Origin
+from sera_plugin.runtime.shards import REFERENCE, Origin
 
 IDS = ("a", "b")
 
@@ -63,59 +65,60 @@ def test_difference_joins_by_id(loss: str, expected: list[float]) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def trainer_of(folder: Path, rule: str = "lossdiff_irm", **changes: Any) -> Any:
-    args = {
-        "seed": 7,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "max_length": 128,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-    }
-    return SimpleNamespace(
+ALIGNMENT = Alignment(
+    seed=7,
+    beta=0.1,
+    loss_types=("sigmoid",),
+    optimization=Optimization(learning_rate=1e-3, weight_decay=0.0, max_grad_norm=1.0),
+    max_length=128,
+    micro_batch=4,
+    accumulation=2,
+)
+NOTHING: Any = None
+
+
+def aligner(folder: Path, alignment: Alignment = ALIGNMENT) -> Aligner:
+    """One whose log-probs are stored already, so that it needs no model."""
+    policies: Any = SimpleNamespace(reference_origin=lambda label: origin(folder, label))
+    pairs: Any = SimpleNamespace(ids=IDS)
+    return Aligner(
+        alignment=alignment,
         accelerator=Accelerator(cpu=True),
-        args=SimpleNamespace(**(args | changes)),
-        beta=0.1,
-        loss_types=["sigmoid"],
-        sera=SimpleNamespace(selection=SimpleNamespace(rule=rule)),
-        pairs=SimpleNamespace(ids=IDS),
-        held_out=SimpleNamespace(pairs={"eval": SimpleNamespace(ids=("x", "y"))}),
-        policies=SimpleNamespace(reference_origin=lambda label: Origin(folder, label, "base")),
-        store=SimpleNamespace(work=folder),
+        policies=policies,
+        scorer=NOTHING,
+        pairs=pairs,
+        evaluation=[],
+        evaluation_ids=["x", "y"],
+        loss=NOTHING,
     )
 
 
-NO_MODEL: Any = None
-
-
-def test_other_rules_need_none(tmp_path: Path) -> None:
-    assert auxiliary_of(trainer_of(tmp_path, "band"), NO_MODEL, resumed=False) is None
+def origin(folder: Path, label: str = REFERENCE) -> Origin:
+    return Origin(folder, label, "base")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_grad_norm": 0.5},
+        {"optimization": Optimization(1e-3, 0.0, 0.5)},
         {"max_length": 64},
-        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-        {"weight_decay": 0.1},
+        {"micro_batch": 2, "accumulation": 4},
+        {"optimization": Optimization(1e-3, 0.1, 1.0)},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["max_grad_norm", "max_length", "micro_batch", "weight_decay"],
 )
 def test_a_resumed_run_reads_what_equal_settings_have_stored(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    shards = _shards(trainer_of(tmp_path))
+    shards = aligner(tmp_path).shards(origin(tmp_path))
     assert shards is not None
     shards.write(pa.table({"chosen": [-1.0, -2.0], "rejected": [-3.0, -4.5]}))
-    found = auxiliary_of(trainer_of(tmp_path), NO_MODEL, resumed=True)
-    assert found is not None
+    found = aligner(tmp_path).auxiliary(NOTHING, resumed=True)
     assert found.logps.ids == IDS
     assert found.logps.chosen.tolist() == [-1.0, -2.0]
     assert found.logps.rejected.tolist() == [-3.0, -4.5]
     with pytest.raises(RuntimeError, match=r"can't resume: .* has no log-probs of the auxiliary"):
-        auxiliary_of(trainer_of(tmp_path, **change), NO_MODEL, resumed=True)
+        aligner(tmp_path, replace(ALIGNMENT, **change)).auxiliary(NOTHING, resumed=True)
 
 
 def test_the_runs_random_numbers_go_on_as_if_nothing_had_been_drawn(tmp_path: Path) -> None:
@@ -131,6 +134,6 @@ def test_the_runs_random_numbers_go_on_as_if_nothing_had_been_drawn(tmp_path: Pa
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
-    with _own_random_numbers(trainer_of(tmp_path)):
+    with own_random_numbers(7, torch.device("cpu")):
         draw()
     assert draw() == expected

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.training.changes import compare
 from sera_plugin.training.checkpoints import is_finished, set_unfinished_aside
-from sera_plugin.training.resume import compare
 
 RUN = {
     "dataset_hash": "aa",

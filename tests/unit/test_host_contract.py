@@ -105,10 +105,9 @@ def test_every_symbol_of_the_docstring_has_a_test():
 
 
 def test_round_trainer_overrides_methods_that_exist():
-    ours = {"plan", "open_run", "round_dataset", "close_round", "with_reference", "batching"}
-    ours |= {"log_metrics_of_round", "ensure_checkpoint", "checkpoint_saved", "close_run"}
-    ours |= {"_write_true_rewards", "note_logps", "before_checkpoint", "loss_of"}
-    ours |= {"before_saving"}
+    ours = {"rounds", "batching", "trained_tokens", "max_steps_of_config", "facts", "evaluate_on"}
+    ours |= {"collate_with", "log_metrics_of_round", "ensure_checkpoint", "loss_of"}
+    ours |= {"_write_true_rewards"}
     own = {
         name
         for name, member in vars(RoundTrainer).items()

@@ -23,7 +23,7 @@ from sera_plugin.review.judging import (
 )
 from sera_plugin.review.pairing import Shortfall, bootstrap
 from sera_plugin.runtime.errors import AskedToStop, JudgeError, SeraConfigError
-from sera_plugin.runtime.passes import deal
+from sera_plugin.runtime.passes import Pass
 
 TEXTS = ["red green blue", "one two three four", "yes no"]
 
@@ -170,17 +170,14 @@ def test_a_run_that_is_asked_to_stop_ends_after_the_shard_and_keeps_it(tokenizer
 def test_a_rank_without_a_batch_repeats_one_only_if_all_must_compute(alike, seen):
     """The second of two ranks, of five batches in groups of two."""
     rank, computed = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False), []
-    found = deal(
+    found = Pass(
         rank,
-        5,
+        "",
         lambda number: computed.append(number) or [float(number)],
+        ScoreCodec(),
         group=1,
-        description="",
-        codec=ScoreCodec(),
-        shards=None,
-        stored=False,
         alike=alike,
-    )
+    ).results(5)
     assert computed == seen
     assert found == {1: [1.0], 3: [3.0]}
 

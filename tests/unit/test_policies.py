@@ -3,7 +3,6 @@
 import copy
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import assets
 import pytest
@@ -12,9 +11,9 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sera_plugin.config import SeraConfig
 from sera_plugin.data.candidates import Source
 from sera_plugin.data.store import RunStore
+from sera_plugin.host.facts import Models
 from sera_plugin.runtime.errors import StoreError
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.snapshot import Snapshot
@@ -196,20 +195,16 @@ def test_a_damaged_snapshot_is_never_used(tmp_path, damage):
     assert "\n" not in text
 
 
-def policies_of(model, ref_model=None, fsdp=False):
-    """`Policies` on the few attributes of the host's trainer that it reads."""
-    trainer = SimpleNamespace(
+def policies_of(model, ref_model=None, fsdp=False, step=None):
+    models = Models(
         accelerator=Accelerator(cpu=True),
-        args=SimpleNamespace(gradient_checkpointing_kwargs={"use_reentrant": False}),
-        model=model,
-        ref_model=ref_model,
-        is_deepspeed_enabled=False,
-        is_fsdp_enabled=fsdp,
-        state=SimpleNamespace(global_step=0),
-        store=RunStore("out"),
-        sera=SeraConfig(),
+        policy=model,
+        wrapped=model,
+        reference=ref_model,
+        fsdp=fsdp,
+        checkpointing={"use_reentrant": False},
     )
-    return Policies(trainer, model)
+    return Policies(models, RunStore("out").work, step or (lambda: 0))
 
 
 def test_the_policy_scores_without_dropout_and_trains_on_as_before():
@@ -310,14 +305,15 @@ def test_the_reference_generates_as_what_it_scores(kind):
 @pytest.mark.parametrize("adapter", [True, False])
 def test_passes_are_keyed_by_the_weights_of_their_model(adapter):
     model = with_adapter() if adapter else small_model()
-    policies = policies_of(model, None if adapter else small_model())
+    done = [0]
+    policies = policies_of(model, None if adapter else small_model(), step=lambda: done[0])
     earlier = Snapshot.take(model)
     policy, reference = policies.policy_origin("label"), policies.reference_origin("label")
     assert policy.label == "label"
     assert (policy.model == reference.model) is not adapter
     assert policies.earlier_origin(earlier, "label") == policy
     shift(model, 7)
-    policies._trainer.state.global_step += 1
+    done[0] += 1
     assert policies.policy_origin("label").model != policy.model
     assert policies.reference_origin("label") == reference
     assert policies.earlier_origin(earlier, "label") == policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from sera_plugin.data.ids import content_id
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round
-from sera_plugin.host.round_trainer import REFINEMENT, RoundTrainer
+from sera_plugin.host.round_trainer import RoundTrainer
+from sera_plugin.host.rounds import REFINEMENT
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.quality_pairs import (
     QualityAnswers,
@@ -84,6 +86,14 @@ class GivenRho:
         self.margins = margins
 
 
+@dataclass
+class Refining:
+    """The part of a run's rounds that the loss asks for."""
+
+    refining: Any
+    notes_logps: bool = False
+
+
 @pytest.fixture(scope="module", params=["sigmoid", "ipo"])
 def trainer(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: Any) -> RoundTrainer:
     torch.set_num_threads(1)
@@ -111,7 +121,7 @@ def trainer(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: Any) 
     made = RoundTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=words
     )
-    made.refiner = GivenRho(request.param)
+    made.rounds = Refining(GivenRho(request.param))
     made.model.train()
     return made
 
@@ -201,7 +211,7 @@ def test_logged_rewards_are_those_under_the_reference_itself(
     assert noted["rewards/accuracies"][0] == pytest.approx(accuracy)
     assert 0 < accuracy < 1
     expected = BETA * (batch["shifts"][:, 1] - batch["shifts"][:, 0])
-    assert trainer.refiner.margins.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert trainer.rounds.refining.margins.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 # --- p⊕x and the policy's own Δ -----------------------------------------------------------------
@@ -299,8 +309,8 @@ def test_no_gradient_flows_through_the_gap(trainer: RoundTrainer, batch: dict[st
     quality = quality_of(trainer)
     inputs = refined_batch(trainer, quality, batch)
     trainer.model.double()
-    given = trainer.refiner
-    trainer.refiner = refiner_for(trainer, quality, weight=1.0)
+    given = trainer.rounds.refining
+    trainer.rounds.refining = refiner_for(trainer, quality, weight=1.0)
     try:
         weights = trainer.model.model.layers[0].mlp.down_proj.weight
         trainer.model.zero_grad()
@@ -308,7 +318,7 @@ def test_no_gradient_flows_through_the_gap(trainer: RoundTrainer, batch: dict[st
         slope = weights.grad.clone()
         step, direction = 1e-4, slope / slope.norm()
         tokens = batch["completion_mask"].sum(dim=1).chunk(2)
-        shift, _ = trainer.refiner.shift(trainer.model, inputs[REFINEMENT], tokens)
+        shift, _ = trainer.rounds.refining.shift(trainer.model, inputs[REFINEMENT], tokens)
         assert not shift.requires_grad
         fixed = dict(inputs)
         del fixed[REFINEMENT]
@@ -324,7 +334,7 @@ def test_no_gradient_flows_through_the_gap(trainer: RoundTrainer, batch: dict[st
         assert (held[0] - held[1]) / (2 * step) == pytest.approx(found, rel=1e-3)
         assert (moving[0] - moving[1]) / (2 * step) != pytest.approx(found, rel=1e-2)
     finally:
-        trainer.refiner = given
+        trainer.rounds.refining = given
         trainer.model.float()
 
 

@@ -12,9 +12,10 @@ from axolotl.utils.dict import DictDefault
 from sera_plugin.config import SeraConfig
 from sera_plugin.data.store import RunStore
 from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.training.changes import batch_settings
 from sera_plugin.training.checkpoints import prepare_resuming
 from sera_plugin.training.checks import check_config
-from sera_plugin.training.resume import batch_settings, start
+from sera_plugin.training.resume import start
 
 SETTINGS = {"seed": 1, "updates": [8, 4], "sera": {"ensemble": 0.3}}
 

@@ -1,0 +1,249 @@
+"""The rounds of a run: opened from the start or a checkpoint, reviewed, trained, closed.
+
+Collectives: those of scoring and sampling, and what the main process decides is broadcast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+
+from sera_plugin.config import SeraConfig
+from sera_plugin.data.pairs import OfflinePairs, with_reference_columns
+from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round, rows_of
+from sera_plugin.data.schedule import Batching, Schedule, plan
+from sera_plugin.data.store import RunStore
+from sera_plugin.data.tables import RoundRecord
+from sera_plugin.data.texts import write_log
+from sera_plugin.host.facts import HostRun
+from sera_plugin.host.round_trainer import RoundTrainer
+from sera_plugin.host.rounds import Refining, Start
+from sera_plugin.review.bootstrap import Past
+from sera_plugin.review.metrics import first_spread, review_metrics, table_text
+from sera_plugin.review.review import Review
+from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.ranks import shared
+from sera_plugin.scoring.recording import Recorded, Recorder
+from sera_plugin.training.checkpoints import StopOnSignal
+from sera_plugin.training.costs import estimate_text
+from sera_plugin.training.publish import publish
+from sera_plugin.training.quality_pairs import RefinementCollator
+from sera_plugin.training.resume import start_or_check
+from sera_plugin.training.run import Run, open_run, with_auxiliary
+from sera_plugin.training.state import Found, keep_policy, restore, score_reference
+
+LOG = logger(__name__)
+
+
+class ReviewedRounds:
+    """Gives the host's trainer reviewed and renewed rounds; see ``host.rounds.Rounds``.
+
+    Args:
+        config: the ``sera:`` block.
+        trainer: the host's trainer.
+    """
+
+    def __init__(self, config: SeraConfig, trainer: RoundTrainer) -> None:
+        self._config, self._trainer = config, trainer
+        self._store = RunStore(trainer.args.output_dir)
+        self._pairs = OfflinePairs.of(trainer.train_dataset, trainer.args.max_length)
+        self._stop = StopOnSignal(trainer.accelerator)
+        trainer.add_callback(self._stop)
+        self._opened: Run | None = None
+        self._recorder: Recorder | None = None
+        self._found = Found()
+        self._within: int | None = None
+        self._started, self._tokens_before = 0.0, 0.0
+
+    @property
+    def _run(self) -> Run:
+        assert self._opened is not None, "the host calls `open` before all else"
+        return self._opened
+
+    @property
+    def refining(self) -> Refining | None:
+        return self._opened.refiner if self._opened is not None else None
+
+    @property
+    def notes_logps(self) -> bool:
+        return self._recorder is not None
+
+    @property
+    def _step(self) -> int:
+        return int(self._trainer.state.global_step)
+
+    def plan(self, batching: Batching) -> Schedule:
+        config, args = self._config, self._trainer.args
+        return plan(
+            len(self._pairs),
+            num_rounds=int(args.num_train_epochs),
+            warmup_rounds=config.warmup_rounds,
+            keep=config.selection.planned,
+            fraction=config.bootstrap.fraction,
+            batching=batching,
+            max_steps=self._trainer.max_steps_of_config,
+            reviews=config.reviews,
+        )
+
+    def open(self, host: HostRun, schedule: Schedule, start: Start) -> None:
+        self._stop.install()
+        self._opened = run = open_run(
+            self._config,
+            host,
+            schedule,
+            self._store,
+            self._pairs,
+            self._stop,
+            lambda: self._step,
+        )
+        if run.refiner is not None:
+            self._trainer.collate_with(RefinementCollator)
+        self._within = start.within
+        start_or_check(run, resumed=start.resumed)
+        if run.is_main:
+            refined = run.refiner.quality.tokens if run.refiner is not None else None
+            bootstrap = run.config.bootstrap
+            LOG.info("%s", estimate_text(bootstrap, run.pairs, schedule, host.models, refined))
+        rounds_left = start.epochs_done < schedule.last_round
+        if rounds_left:
+            score_reference(run, self._found)
+        restore(run, self._found, start)
+        self._score_evaluation_reference()
+        if rounds_left:
+            self._start_recording(start.checkpoint)
+            loss, given = self._trainer.loss_of, self._trainer.eval_dataset
+            self._opened = with_auxiliary(run, given, loss, resumed=start.resumed)
+
+    def _score_evaluation_reference(self) -> None:
+        """Under πref as it is now: on resuming, `reference: previous` has moved it already."""
+        run = self._run
+        for name, pairs in run.held_out.pairs.items():
+            logps, _ = run.reviewer.score_offline(
+                pairs, f"Reference log-probs of {name}", under_reference=True
+            )
+            self._trainer.evaluate_on(run.held_out.with_reference(name, logps))
+
+    def with_reference(self, dataset: Dataset) -> Dataset:
+        pairs = OfflinePairs.of(dataset, self._run.host.max_length)
+        logps, _ = self._run.reviewer.score_offline(
+            pairs, "Reference log-probs", under_reference=True
+        )
+        return with_reference_columns(dataset, logps)
+
+    def _start_recording(self, checkpoint: Path | None) -> None:
+        """Record log-probs from where ``checkpoint`` was saved, or from the start of the run."""
+        if self._config.selection.source != "training":
+            return
+        assert self._found.reference is not None
+        known = Recorded.start(self._found.reference)
+        if checkpoint is not None:
+            known = shared(lambda: Recorded.load(checkpoint, self._pairs.ids))
+        self._recorder = Recorder(self._pairs, known)
+
+    def dataset(self, number: int) -> TorchDataset:
+        run, resumed = self._run, self._within == number
+        if not run.schedule.rounds[number - 1].reviewed:
+            rows = full_round(run.pairs.ids, run.host.seed, number, self._found.bad_ids)
+        elif resumed:
+            stored: Any = shared(lambda: run.store.read_round(number))
+            rows = stored.rows
+        else:
+            rows = self._review(number)
+        if self._recorder is not None:
+            self._recorder.begin(number, rows)
+        assert self._found.reference is not None
+        dataset: Any = RoundDataset(
+            rows, run.pairs.dataset, run.pairs.position, self._found.reference
+        )
+        if run.refiner is not None:
+            dataset = run.refiner.open_round(number, dataset, resumed=resumed)
+        self._started = time.perf_counter()
+        self._tokens_before = self._trainer.trained_tokens
+        return dataset
+
+    def _review(self, number: int) -> list[RoundRow]:
+        run, found = self._run, self._found
+        run.stop.check()
+        assert found.reference is not None
+        past = Past(found.table, found.policy, found.history, first_spread(found.summaries))
+        review = run.reviewer.review(
+            run.schedule.rounds[number - 1],
+            found.reference,
+            run.held_out.reference,
+            past,
+            self._recorder.merged() if self._recorder is not None else None,
+        )
+        previous_reference = run.config.reference == "previous"
+        rows = rows_of(
+            review.composition, run.host.seed, number, previous_reference=previous_reference
+        )
+        # Rank 0 decides: rounding may differ between ranks, the round must not.
+        record: RoundRecord = shared(lambda: RoundRecord(review.table, rows))
+        self._publish(number, record, review)
+        found.table = record.table
+        found.history = review.history if run.config.selection.looks_back else None
+        keep_policy(run, found, number)
+        if previous_reference:
+            found.reference = record.table.policy
+            for name, logps in review.evaluation.items():
+                self._trainer.evaluate_on(run.held_out.with_reference(name, logps))
+        return record.rows
+
+    def _publish(self, number: int, record: RoundRecord, review: Review) -> None:
+        run = self._run
+        metrics = review_metrics(review, run.pairs, self._found.table)
+        self._found.summaries.append(metrics)
+        self._log(metrics)
+        if run.is_main:
+            publish(run, number, record, review, self._found.summaries, self._step)
+        run.host.accelerator.wait_for_everyone()
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        self._trainer.log_metrics_of_round({f"sera/{name}": v for name, v in metrics.items()})
+
+    def note_logps(self, keys: Sequence[str], logps: torch.Tensor) -> None:
+        if self._recorder is not None:
+            self._recorder.note(keys, logps.numpy(), self._step)
+
+    def before_checkpoint(self, folder: Path) -> None:
+        self._run.weights.check(self._step)
+        if self._recorder is not None:
+            recorded = self._recorder.merged()
+            if self._run.is_main:
+                recorded.save(folder)
+
+    def checkpoint_saved(self) -> None:
+        if self._run.is_main:
+            where = self._run.schedule.locate(self._step)
+            # What is resumed from here reads the rounds that were begun before.
+            self._run.store.drop_work(where.epoch + bool(where.updates_done))
+
+    def close_round(self, number: int) -> None:
+        run, summaries = self._run, self._found.summaries
+        run.stop.check()
+        run.weights.check(self._step)
+        seconds = time.perf_counter() - self._started
+        if not run.schedule.rounds[number - 1].reviewed:
+            summaries.append({"round": float(number), "kept": float(len(run.pairs))})
+        summaries[-1]["seconds_training"] = seconds
+        speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
+        more = {"seconds_training": seconds, "tokens_per_second_training": speed}
+        if run.refiner is not None:
+            more |= run.refiner.close_round()
+        self._log(more)
+        if run.is_main:
+            run.store.update_summary(number, summaries[-1] | more)
+            write_log(run.store.root, self._trainer.state.log_history)
+
+    def close(self) -> None:
+        run = self._run
+        if run.is_main:
+            # Again, for a kill may have come between the last checkpoint and the round's end.
+            write_log(run.store.root, self._trainer.state.log_history)
+            LOG.info("SeRA is done\n%s", table_text(self._found.summaries))

@@ -1,0 +1,182 @@
+"""A run as typed, frozen parts, and the order in which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sera_plugin.config import SeraConfig
+from sera_plugin.data.margins import margins_for
+from sera_plugin.data.pairs import HeldOut, OfflinePairs
+from sera_plugin.data.schedule import Schedule
+from sera_plugin.data.store import RunStore
+from sera_plugin.host.facts import HostRun
+from sera_plugin.review.bootstrap import Bootstrapper
+from sera_plugin.review.judges import court_of
+from sera_plugin.review.lossdiff import Aligner, Alignment
+from sera_plugin.review.review import Reviewer
+from sera_plugin.runtime.memory import Fitting
+from sera_plugin.runtime.weights import FiniteWeights
+from sera_plugin.sampling.engines import engine_of
+from sera_plugin.sampling.sampler import sampler_of
+from sera_plugin.sampling.settings import EngineParts, Sampling, sampling_settings
+from sera_plugin.scoring.policies import Policies
+from sera_plugin.scoring.scorer import Scorer
+from sera_plugin.training.checkpoints import StopOnSignal
+from sera_plugin.training.refiner import Refiner, refiner_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, from when its models are prepared to its end.
+
+    Attributes:
+        config: the ``sera:`` block.
+        host: what the host says about the run.
+        schedule: its rounds.
+        store: where its artifacts lie.
+        pairs: D.
+        held_out: the evaluation pairs.
+        stop: ends it in an orderly way.
+        weights: whether the trained weights still are numbers.
+        policies: policy, reference and earlier policies, ready to score.
+        sampling: how completions are sampled.
+        reviewer: makes the reviews.
+        refiner: finds Δ for the loss; None without refinement.
+    """
+
+    config: SeraConfig
+    host: HostRun
+    schedule: Schedule
+    store: RunStore
+    pairs: OfflinePairs
+    held_out: HeldOut
+    stop: StopOnSignal
+    weights: FiniteWeights
+    policies: Policies
+    sampling: Sampling
+    reviewer: Reviewer
+    refiner: Refiner | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.host.accelerator.is_main_process)
+
+
+def open_run(
+    config: SeraConfig,
+    host: HostRun,
+    schedule: Schedule,
+    store: RunStore,
+    pairs: OfflinePairs,
+    stop: StopOnSignal,
+    step: Callable[[], int],
+) -> Run:
+    """Make the parts of a run, each from those before it. Every rank must call this alike.
+
+    Args:
+        config: the ``sera:`` block.
+        host: what the host says about the run.
+        schedule: its rounds.
+        store: where its artifacts lie.
+        pairs: D.
+        stop: ends the run in an orderly way.
+        step: the trainer's global step as it is now.
+
+    Raises:
+        SeraConfigError: if the quality prompt has no place in the prompts.
+        RuleError: if the judge's function can't be imported.
+        JudgeError: if a reward model can't be used.
+        VllmError: if vLLM can't be reached or started.
+        ValueError: if most offline answers end without a special token.
+    """
+    accelerator, bootstrap = host.accelerator, config.bootstrap
+    weights = FiniteWeights(host.models.policy, accelerator)
+    policies = Policies(host.models, store.work, step, config.reference_device, bootstrap.gather)
+    held_out = HeldOut(host.evaluation, host.max_length, config.max_set_aside)
+    sampling = sampling_settings(
+        bootstrap, host.tokenizer, pairs, host.model_stops, host.max_length, host.token_budget
+    )
+    may_cut = not policies.sharded
+    tokenizer = host.tokenizer
+    scorer = Scorer(
+        accelerator=accelerator,
+        pad_token_id=sampling.pad_token_id,
+        max_length=host.max_length,
+        token_budget=host.token_budget,
+        after_shard=stop.check,
+        fitting=Fitting(may_cut),
+    )
+    engine = engine_of(EngineParts(bootstrap, host.cfg, accelerator, policies.unwrapped, tokenizer))
+    sampler = sampler_of(engine, sampling, accelerator, stop.check, may_cut)
+    court = court_of(bootstrap, tokenizer, accelerator, store.work, stop.check)
+    bootstrapper = Bootstrapper(
+        config=config,
+        pairs=pairs,
+        scorer=scorer,
+        sampler=sampler,
+        policies=policies,
+        seed=host.seed,
+        beta=host.beta,
+        court=court,
+    )
+    reviewer = Reviewer(
+        config=config,
+        pairs=pairs,
+        evaluation=held_out.pairs,
+        scorer=scorer,
+        policies=policies,
+        bootstrapper=bootstrapper,
+        seed=host.seed,
+        external=margins_for(host.train, config.selection),
+    )
+    refiner = refiner_of(config, host, pairs, scorer, policies, store)
+    return Run(
+        config, host, schedule, store, pairs, held_out, stop, weights, policies, sampling,
+        reviewer, refiner,
+    )  # fmt: skip
+
+
+def with_auxiliary(
+    run: Run,
+    evaluation: Any,
+    loss: Callable[[torch.nn.Module, list[dict[str, Any]]], torch.Tensor],
+    *,
+    resumed: bool,
+) -> Run:
+    """The run with LossDiff's auxiliary policy, where its rule of selection needs one.
+
+    Args:
+        run: the run, its policy with the weights that it starts from unless resumed.
+        evaluation: the evaluation pairs with reference log-probs, several sets by name or one.
+        loss: the host's loss of a list of rows under a model, a scalar.
+        resumed: whether the policy has been trained already.
+    """
+    if run.config.selection.rule != "lossdiff_irm":
+        return run
+    host = run.host
+    alignment = Alignment(
+        seed=host.seed,
+        beta=host.beta,
+        loss_types=host.loss_types,
+        optimization=host.optimization,
+        max_length=host.max_length,
+        micro_batch=host.micro_batch,
+        accumulation=host.batching.accumulation,
+    )
+    aligner = Aligner(
+        alignment=alignment,
+        accelerator=host.accelerator,
+        policies=run.policies,
+        scorer=run.reviewer.scorer,
+        pairs=run.pairs,
+        evaluation=[*evaluation.values()] if isinstance(evaluation, Mapping) else [evaluation],
+        evaluation_ids=[i for pairs in run.held_out.pairs.values() for i in pairs.ids],
+        loss=loss,
+    )
+    auxiliary = aligner.auxiliary(host.models.wrapped, resumed=resumed)
+    return replace(run, reviewer=replace(run.reviewer, auxiliary=auxiliary))
