@@ -11,12 +11,13 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-crash bench evidence evidence-all evidence-quick format clean
+.PHONY: help demo test test-crash docs bench evidence evidence-all evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
 	@echo "make test    install, then ruff, mypy and pytest"
 	@echo "make test-crash  more points at which a run is killed and resumed"
+	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
@@ -54,6 +55,14 @@ test: $(VENV)/.installed-dev
 
 test-crash: $(VENV)/.installed-dev
 	$(RUN) python -m pytest -n 2 --dist loadscope -m "kill or crash"
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	$(RUN) python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'

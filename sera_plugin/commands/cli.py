@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -59,11 +58,12 @@ def train(ctx: click.Context, enabled: bool) -> None:
 
 
 @sera.command()
-def schema() -> None:
+@click.option("--markdown", is_flag=True, help="Tables of all keys in place of JSON.")
+def schema(markdown: bool) -> None:
     """Print the JSON schema of the `sera:` block, which `axolotl config-schema` can't show."""
-    from sera_plugin.config import SeraConfig
+    from sera_plugin.commands import schema as page
 
-    click.echo(json.dumps(SeraConfig.model_json_schema(), indent=2))
+    click.echo(page.markdown() if markdown else page.json_schema())
 
 
 @sera.command()

@@ -70,7 +70,7 @@ class SelectionConfig(Block):
     rule: RuleName = Field(
         default="top",
         json_schema_extra=RULES.schema,
-        description="Which pairs are kept: see Rules of selection below.",
+        description="Which pairs are kept; docs/selection.md lists the rules.",
     )
     keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
         default=KEEP,

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 _TOKENS = pa.list_(pa.int64())
 _QUALITY = (
-    "log-prob of each answer behind the prompt with p, nats, under the policy at the round's start"
+    "log-prob of each completion behind the prompt with p, nats, under the policy at the round's "
+    "start"
 )
 
 
@@ -78,11 +79,11 @@ class Pairs(Column, file="pairs.parquet"):
 
     EXAMPLE_ID = "example_id", pa.string(), "the pair, as in `margins.parquet`"
     PROMPT = "prompt", pa.string(), "text under the chat template, special tokens included"
-    CHOSEN = "chosen", pa.string(), "the better answer, as labelled"
-    REJECTED = "rejected", pa.string(), "the worse answer, as labelled"
+    CHOSEN = "chosen", pa.string(), "the better completion, as labelled"
+    REJECTED = "rejected", pa.string(), "the worse completion, as labelled"
     PROMPT_TOKENS = "prompt_tokens", pa.int64(), "tokens of the prompt"
-    CHOSEN_TOKENS = "chosen_tokens", pa.int64(), "tokens of the answer that the loss sees"
-    REJECTED_TOKENS = "rejected_tokens", pa.int64(), "tokens of the answer that the loss sees"
+    CHOSEN_TOKENS = "chosen_tokens", pa.int64(), "tokens of the completion that the loss sees"
+    REJECTED_TOKENS = "rejected_tokens", pa.int64(), "tokens of the completion that the loss sees"
 
 
 TEXTS = (Pairs.PROMPT.value, Pairs.CHOSEN.value, Pairs.REJECTED.value)
@@ -97,10 +98,10 @@ class Margins(Column, file="margins.parquet"):
         "hash of prompt, chosen and rejected text, the same from run to run; exact copies end in "
         "`-2`, `-3`, ...",
     )
-    POLICY_CHOSEN_LOGP = "policy_chosen_logp", pa.float64(), "log πθ of each answer, nats"
-    POLICY_REJECTED_LOGP = "policy_rejected_logp", pa.float64(), "log πθ of each answer, nats"
-    CHOSEN_LOG_RATIO = "chosen_log_ratio", pa.float64(), "log πθ/πref of each answer, nats"
-    REJECTED_LOG_RATIO = "rejected_log_ratio", pa.float64(), "log πθ/πref of each answer, nats"
+    POLICY_CHOSEN_LOGP = "policy_chosen_logp", pa.float64(), "log πθ of each completion, nats"
+    POLICY_REJECTED_LOGP = "policy_rejected_logp", pa.float64(), "log πθ of each completion, nats"
+    CHOSEN_LOG_RATIO = "chosen_log_ratio", pa.float64(), "log πθ/πref of each completion, nats"
+    REJECTED_LOG_RATIO = "rejected_log_ratio", pa.float64(), "log πθ/πref of each completion, nats"
     MARGIN = "margin", pa.float64(), "this review's margin"
     ENSEMBLED_MARGIN = "ensembled_margin", pa.float64(), "mixed with the previous review's margin"
     KEPT = "kept", pa.bool_(), "whether the pair is among the K kept"
@@ -124,27 +125,30 @@ class Rows(Column, file="rows.parquet"):
 
     KEY = (
         "key", pa.string(),
-        "example id with `/offline`, `/offline/2` for a repeated pair, or `/policy` for a new pair",
+        "example id with `/offline`, `/offline/2` for a repeated pair, or `/policy` for a "
+        "bootstrapped pair",
     )
     EXAMPLE_ID = (
         "example_id", pa.string(), "the offline pair, or the one whose prompt was answered"
     )
-    CHOSEN_IDS = "chosen_ids", _TOKENS, "token ids of a new pair; null for an offline pair"
-    REJECTED_IDS = "rejected_ids", _TOKENS, "token ids of a new pair; null for an offline pair"
+    CHOSEN_IDS = "chosen_ids", _TOKENS, "token ids of a bootstrapped pair; else null"
+    REJECTED_IDS = "rejected_ids", _TOKENS, "token ids of a bootstrapped pair; else null"
     REF_CHOSEN_LOGP = (
-        "ref_chosen_logp", pa.float64(), "log πref of a new pair's answers; else null"
+        "ref_chosen_logp", pa.float64(),
+        "log πref of a bootstrapped pair's completions; else null",
     )
     REF_REJECTED_LOGP = (
-        "ref_rejected_logp", pa.float64(), "log πref of a new pair's answers; else null"
+        "ref_rejected_logp", pa.float64(),
+        "log πref of a bootstrapped pair's completions; else null",
     )
     FLIPPED = (
         "flipped", pa.bool_(),
-        "whether the offline pair is trained on with its answers in each other's place",
+        "whether the offline pair is trained on with its completions in each other's place",
     )
 
 
 class Candidates(Column, file="candidates.parquet"):
-    """Every answer that competed in a round."""
+    """Every completion that competed in a round."""
 
     EXAMPLE_ID = "example_id", pa.string(), "the pair whose prompt was answered"
     SOURCE = (
@@ -152,15 +156,15 @@ class Candidates(Column, file="candidates.parquet"):
         "`policy`, `reference`, `offline_chosen` or `offline_rejected`; what policy and reference "
         "both sampled is the policy's",
     )
-    FINISHED = "finished", pa.bool_(), "false if the answer was cut before a stop token"
-    TOKEN_IDS = "token_ids", _TOKENS, "the answer"
+    FINISHED = "finished", pa.bool_(), "false if the completion was cut before a stop token"
+    TOKEN_IDS = "token_ids", _TOKENS, "the completion"
     POLICY_LOGP = "policy_logp", pa.float64(), "log πθ, nats"
     REFERENCE_LOGP = "reference_logp", pa.float64(), "log πref, nats"
     LOG_RATIO = (
         "log_ratio", pa.float64(),
         "their difference, mixed with the previous policy's under `bootstrap.ensemble`",
     )
-    REWARD = "reward", pa.float64(), "β·log_ratio − α·tokens, by which answers are ranked"
+    REWARD = "reward", pa.float64(), "β·log_ratio − α·tokens, by which candidates are ranked"
     JUDGE_SCORE = (
         "judge_score", pa.float64(),
         "score of `bootstrap.judge`; null without one, or without an opinion",
@@ -171,7 +175,7 @@ class Candidates(Column, file="candidates.parquet"):
 class Competitors(Column, file="bootstrapped.jsonl"):
     """The objects in ``candidates`` of a bootstrapped pair."""
 
-    TEXT = "text", pa.string(), "the answer with its ending"
+    TEXT = "text", pa.string(), "the completion with its ending"
     SOURCE = "source", pa.string(), Candidates.SOURCE.meaning
     FINISHED = "finished", pa.bool_(), Candidates.FINISHED.meaning
     TOKENS = "tokens", pa.int64(), "its length"
@@ -180,11 +184,11 @@ class Competitors(Column, file="bootstrapped.jsonl"):
 
 
 class BootstrappedPairs(Column, file="bootstrapped.jsonl"):
-    """The new pairs of a round as text, the largest margin first."""
+    """The bootstrapped pairs of a round as text, the largest margin first."""
 
     PROMPT = "prompt", pa.string(), Pairs.PROMPT.meaning
-    CHOSEN = "chosen", pa.string(), "the answer with the highest reward, with its ending"
-    REJECTED = "rejected", pa.string(), "the answer with the lowest reward"
+    CHOSEN = "chosen", pa.string(), "the completion with the highest reward, with its ending"
+    REJECTED = "rejected", pa.string(), "the completion with the lowest reward"
     EXAMPLE_ID = "example_id", pa.string(), Candidates.EXAMPLE_ID.meaning
     ROUND = "round", pa.int64(), "number of the round"
     MARGIN = "margin", pa.float64(), "difference in reward"
@@ -194,7 +198,7 @@ class BootstrappedPairs(Column, file="bootstrapped.jsonl"):
     REJECTED_SOURCE = "rejected_source", pa.string(), "as `source` in `candidates.parquet`"
     CANDIDATES = (
         "candidates", pa.list_(pa.struct(Competitors.arrow())),
-        "all answers that competed: " + ", ".join(f"`{name}`" for name in Competitors),
+        "all completions that competed: " + ", ".join(f"`{name}`" for name in Competitors),
     )
 
 

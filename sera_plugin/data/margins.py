@@ -73,7 +73,7 @@ def log_ratios(policy: PairLogps, reference: PairLogps) -> PairLogps:
 def margins(
     ratios: PairLogps, chosen_tokens: np.ndarray, rejected_tokens: np.ndarray, kind: str = "sum"
 ) -> np.ndarray:
-    """Implicit reward margin m = [log πθ/πref](y⁺) − [log πθ/πref](y⁻), float64, shape (n,).
+    """Implicit reward margin m = log πθ/πref (y⁺) − log πθ/πref (y⁻), float64, shape (n,).
 
     Args:
         ratios: log-ratios of the pairs.

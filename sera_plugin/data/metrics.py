@@ -54,9 +54,9 @@ def _spread(stem: str, meaning: str, title: str = "") -> tuple[Metric, ...]:
 _OTHERS = "whose log-probs are not finite numbers; they are left out of all other metrics"
 _SPEED = "tokens in a second of the phase, without padding, over all processes"
 _SHORT = {
-    "duplicates": "one answer only",
+    "duplicates": "one completion only",
     "equal_rewards": "no difference in reward",
-    "truncated": "no finished answer that beats another",
+    "truncated": "no finished completion that beats another",
     "not_new": "both ends offline",
     "disagree": "the judge orders the two otherwise",
     "unjudged": "the judge has no opinion on one",
@@ -69,32 +69,33 @@ METRICS = (
     Metric(
         "kept", "kept offline pairs in the round", ".0f", "pairs", "kept", "offline pairs kept"),
     Metric("eligible", "pairs that the rule of selection lets through", ".0f", "pairs"),
-    Metric("flipped", "pairs in the round whose answers changed places", ".0f", "pairs"),
+    Metric("flipped", "pairs in the round whose completions changed places", ".0f", "pairs"),
     Metric(
-        "bootstrapped", "new pairs in the round", ".0f", "pairs", "bootstrapped",
+        "bootstrapped", "bootstrapped pairs in the round", ".0f", "pairs", "bootstrapped",
         "bootstrapped pairs"),
     Metric(
         "shortfall",
-        "new pairs that fell short, replaced by offline ones; those that the guard left out are "
-        "among them", ".0f", "pairs", "filled", "offline pairs filled in"),
+        "bootstrapped pairs that fell short, replaced by offline ones; those that the guard left "
+        "out are among them", ".0f", "pairs", "filled", "offline pairs filled in"),
     Metric(
-        "guard_share", "share of the planned new pairs that the guard lets in; 1 when it is off",
+        "guard_share",
+        "share of the planned bootstrapped pairs that the guard lets in; 1 when it is off",
         ".0%", "share", "guard"),
     Metric(
-        "guard_left_out", "new pairs that were at hand and that the guard left out",
+        "guard_left_out", "bootstrapped pairs that were at hand and that the guard left out",
         ".0f", "pairs"),
     Metric(
-        "guard_drift", "log πθ/πref of the policy's sampled answers over their tokens",
+        "guard_drift", "log πθ/πref of the policy's sampled completions over their tokens",
         ".3f", "nats per token"),
     Metric("guard_spread", "within-prompt standard deviation of log πθ/πref", ".3f", "nats"),
     Metric("guard_spread_ratio", "`guard_spread` over that of the first review", ".3f"),
     Metric(
         "guard_length_correlation",
-        "Spearman correlation of reward and length among the policy's answers to a prompt, mean "
+        "Spearman correlation of reward and length among the policy's completions, mean "
         "over prompts", ".3f"),
     Metric(
         "guard_agreement",
-        "share of the best and worst of the policy's answers to a prompt that stay so when the "
+        "share of the best and worst of the policy's completions that stay so when the "
         "reward's linear dependence on length is taken out", ".1%", "share"),
     Metric(
         "guard_accuracy",
@@ -104,7 +105,7 @@ METRICS = (
         Metric(f"short_{reason}", f"prompts that gave no pair: {why}", ".0f", "prompts")
         for reason, why in _SHORT.items()),
     Metric(
-        "prompts_without_room", "prompts too long for an answer within `sequence_len`",
+        "prompts_without_room", "prompts too long for a completion within `sequence_len`",
         ".0f", "prompts"),
     *_spread(
         "margin",
@@ -117,17 +118,17 @@ METRICS = (
         "pairs whose margin is not a finite number; they are neither ranked nor trained on",
         ".0f", "pairs"),
     Metric(f"set_aside_{SET}", f"pairs of an evaluation set {_OTHERS}", ".0f", "pairs"),
-    Metric("set_aside_answers", f"sampled answers {_OTHERS}", ".0f", "answers"),
+    Metric("set_aside_answers", f"sampled completions {_OTHERS}", ".0f", "completions"),
     Metric(
         "aged_margins",
         "with `selection.source: training`, pairs that the round before did not train on, so that "
         "their margins are older", ".0f", "pairs"),
     Metric(
-        "accuracy_train", "share of offline pairs whose chosen answer has the larger log-ratio",
+        "accuracy_train", "share of offline pairs whose chosen completion has the larger log-ratio",
         ".1%", "share", "accuracy", "offline pairs ordered as labelled"),
     Metric(
         f"accuracy_{SET}",
-        "share of the pairs of an evaluation set whose chosen answer has the larger log-ratio; "
+        "share of the pairs of an evaluation set whose chosen completion has the larger log-ratio; "
         "without names of sets it is `accuracy_eval`",
         ".1%", "share", f"accuracy {SET}", "evaluation pairs ordered as labelled"),
     Metric(
@@ -136,24 +137,25 @@ METRICS = (
     Metric("length_penalty", "α, given or found", ".4g", "reward per token"),
     *(
         Metric(f"{side}_tokens_{source}", f"mean lengths in the {pairs} pairs", ".1f", "tokens")
-        for source, pairs in {"offline": "kept", "bootstrapped": "new"}.items()
+        for source, pairs in {"offline": "kept", "bootstrapped": "bootstrapped"}.items()
         for side in ("chosen", "rejected")),
     Metric(
-        "fresh_chosen_share", "share of new pairs whose chosen answer was sampled",
+        "fresh_chosen_share", "share of bootstrapped pairs whose chosen completion was sampled",
         ".1%", "share"),
-    Metric("bootstrapped_margin_mean", "mean difference in reward of the new pairs", ".3f"),
+    Metric(
+        "bootstrapped_margin_mean", "mean difference in reward of the bootstrapped pairs", ".3f"),
     Metric(
         "unique_answer_ratio",
-        "share of the sampled answers, whoever wrote them, that is left when each prompt's repeats "
-        "are dropped", ".1%", "share", label="sampled answers that differ"),
+        "share of the sampled completions, whoever wrote them, that is left when each prompt's "
+        "repeats are dropped", ".1%", "share", label="sampled answers that differ"),
     Metric(
         "finished_answer_ratio",
-        "share of all sampled answers, whoever wrote them, that ended by themselves",
+        "share of all sampled completions, whoever wrote them, that ended by themselves",
         ".1%", "share"),
     Metric(
         "kl_policy_samples",
-        "mean of log πθ/πref over the policy's sampled answers that are not empty: an estimate of "
-        "the KL divergence to the reference; absent with `bootstrap.sampler: reference`",
+        "mean of log πθ/πref over the policy's sampled completions that are not empty: an estimate "
+        "of the KL divergence to the reference; absent with `bootstrap.sampler: reference`",
         ".2f", "nats", "KL", "KL to the reference, nats (estimate)"),
     *_spread(
         "delta",
@@ -169,7 +171,7 @@ METRICS = (
         "(in the columns of `selection.external`)", ".3f"),
     Metric(
         "unrefined",
-        "pairs of the round that trained without Δ, because p and the longer answer don't fit "
+        "pairs of the round that trained without Δ, because p and the longer completion don't fit "
         "`sequence_len` or a log-prob is not a finite number", ".0f", "pairs"),
     *(
         Metric(f"seconds_{phase}", "wall time of the phase", ".1f", "s", f"{title} s")

@@ -78,7 +78,8 @@ def test_every_column_is_explained_in_the_table(file: type[Column]) -> None:
 
 def test_neighbours_of_one_meaning_share_a_row() -> None:
     assert Margins.as_markdown().splitlines()[3] == (
-        "| `policy_chosen_logp`, `policy_rejected_logp` | float64 | log πθ of each answer, nats |"
+        "| `policy_chosen_logp`, `policy_rejected_logp` | float64 "
+        "| log πθ of each completion, nats |"
     )
-    assert "| `token_ids` | list of int64 | the answer |" in Candidates.as_markdown()
+    assert "| `token_ids` | list of int64 | the completion |" in Candidates.as_markdown()
     assert markdown(["a", "b"], [["x|y", "z"]]) == "| a | b |\n| --- | --- |\n| x\\|y | z |"

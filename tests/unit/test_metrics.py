@@ -177,7 +177,7 @@ def test_a_set_of_its_own_name_belongs_to_a_family():
     found = {metric.name: metric for metric in metrics_of(names)}
     assert list(found) == ["set_aside", "set_aside_answers", "accuracy_train", "accuracy_maths"]
     assert found["accuracy_maths"].title == "accuracy maths"
-    assert found["set_aside_answers"].unit == "answers"
+    assert found["set_aside_answers"].unit == "completions"
     assert label_of("kept") == "offline pairs kept"
 
 

@@ -31,7 +31,9 @@ from sera_plugin.training.costs import (
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LAUNCHING = [
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/multi-gpu.md")
+]
 
 HOST_BYTES_PER_PAIR = 1100
 """Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
@@ -424,12 +426,12 @@ def test_the_document_states_what_the_tables_assume() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The launch lines of the README, up to the command that would be run.
+# The launch lines of README and docs/multi-gpu.md, up to the command that would be run.
 
-SEVERAL = README.split("## Several GPUs", 1)[1].split("\n## ")[0]
 LINES = [
     re.sub(r"\s+#.*", "", line)
-    for line in SEVERAL.replace("\\\n", " ").splitlines()
+    for page in LAUNCHING
+    for line in page.replace("\\\n", " ").splitlines()
     if line.startswith("axolotl train")
 ]
 
