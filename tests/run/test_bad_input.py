@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import assets
 import pytest
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
 
 import sera_plugin
@@ -571,7 +571,7 @@ def test_dependencies_are_checked_before_the_trainer_needs_them():
     "module", ["rich.table", "sera_plugin.host.checks", "sera_plugin.review.metrics"]
 )
 def test_missing_dependency_never_trains_plain_dpo(
-    config: MakeConfig, run_cli: RunCli, tmp_path: Path, module: str
+    config: MakeConfig, real_cli: RunCli, tmp_path: Path, module: str
 ):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -582,7 +582,7 @@ def test_missing_dependency_never_trains_plain_dpo(
         "sys.meta_path.insert(0, Missing())\n"
     )
     path = config()
-    output = run_cli(
+    output = real_cli(
         "train",
         path,
         "--launcher",

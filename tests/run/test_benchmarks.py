@@ -11,7 +11,7 @@ import assets
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT
+from command_line import ENVIRONMENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import naive, report

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
 import torch
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.ids import content_id

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import RunCli
+from command_line import RunCli
 from safetensors.torch import load_file
 
 from benchmarks.evidence import data, judges, pairs, report, vocabulary

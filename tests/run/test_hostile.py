@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
 from judges import FAILS_IN_CALL, FAILS_ON_RANK
-from test_distributed import LIMIT, RANKS, TORCHRUN
+from ranks import LIMIT, RANKS, TORCHRUN
 
 from sera_plugin.review.judging import SHARD_BATCHES
 

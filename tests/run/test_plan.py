@@ -12,7 +12,7 @@ import slow_reference as slow
 import yaml
 from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli
 from peft import LoraConfig, get_peft_model
 from runs_on_disk import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -11,7 +11,7 @@ import assets
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import load_dataset
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

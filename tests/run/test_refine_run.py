@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
 import yaml
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
-from test_distributed import LORA, RANKS, TORCHRUN, zero_config
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
+from ranks import LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.ids import content_id

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
 pytestmark = pytest.mark.cli
 # 64, 44 and 44 pairs in micro-batches of 4, three to an update: 16, 11, 11 batches.
@@ -17,7 +17,8 @@ RATE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
+def run(config: MakeConfig, real_cli: RunCli) -> tuple[Path, str]:
+    """A run of the installed command line."""
     path = config(
         drop=("evals_per_epoch", "saves_per_epoch"),
         eval_strategy="epoch",
@@ -32,7 +33,7 @@ def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
             "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 16, "guard": False},
         },
     )
-    out = run_cli("train", path, "--launcher", "python")
+    out = real_cli("train", path, "--launcher", "python")
     return output_dir(path), out
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
 from sera_plugin.config import SeraConfig
 
@@ -96,10 +96,10 @@ def test_off_in_the_yaml(config: MakeConfig, run_cli: RunCli, plain: Path):
 
 
 def test_off_by_the_environment_and_the_default_launcher(
-    config: MakeConfig, run_cli: RunCli, plain: Path
+    config: MakeConfig, real_cli: RunCli, plain: Path
 ):
     path = config(num_epochs=2, trainer_cls="sera_plugin.trainer.SeRATrainer")
-    output = run_cli("train", path, "--", "--num_processes", "1", env={"SERA": "off"})
+    output = real_cli("train", path, "--", "--num_processes", "1", env={"SERA": "off"})
     assert "SeRA is switched off by the environment variable SERA" in output
     assert_off(path, plain)
 
@@ -117,10 +117,10 @@ def test_off_by_the_module(config: MakeConfig, run_python: RunCli, plain: Path):
 
 
 def test_our_command_hands_arguments_on(
-    config: MakeConfig, run_cli: RunCli, reviewed: tuple[Path, str]
+    config: MakeConfig, real_cli: RunCli, reviewed: tuple[Path, str]
 ):
     path = config(num_epochs=2, seed=8)
-    run_cli(
+    real_cli(
         "sera", "train", path, "--launcher", "torchrun", "--max-steps", "10",
         "--", "--nproc_per_node", "1",
     )  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import MakeConfig, RunCli, output_dir
-from test_distributed import LIMIT, RANKS, TORCHRUN, zero_config
+from command_line import MakeConfig, RunCli, output_dir
+from ranks import LIMIT, RANKS, TORCHRUN, zero_config
 from vllm_serving import serving
 
 pytestmark = pytest.mark.cli

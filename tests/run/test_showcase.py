@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import ENVIRONMENT
+from command_line import ENVIRONMENT
 from runs_on_disk import _fresh, texts
 
 from sera_plugin.training.publish import COLUMNS, ROWS, log_samples
