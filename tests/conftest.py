@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from command_line import (
     MakeConfig,
     RunCli,
     Runner,
+    Starting,
     dataset_entry,
 )
 from hypothesis import settings
@@ -129,14 +131,19 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def commands(request: pytest.FixtureRequest) -> Iterator[Commands]:
-    """Starts commands in processes forked from one that has imported the host, or, with ``--real``,
-    as a shell does."""
+def starting(request: pytest.FixtureRequest) -> Starting:
+    """What starts commands with a PYTHONPATH: in processes forked from one that has imported the
+    host, or, with ``--real``, as a shell does."""
     if request.config.getoption("--real"):
-        yield Executables()
-    else:
-        with Forks(ENVIRONMENT | SHIM) as forks:
-            yield forks
+        return lambda path: nullcontext(Executables())
+    return lambda path: Forks(ENVIRONMENT | {"PYTHONPATH": path})
+
+
+@pytest.fixture(scope="session")
+def commands(starting: Starting) -> Iterator[Commands]:
+    """Starts commands that find the modules of ``tests/support``."""
+    with starting(SHIM["PYTHONPATH"]) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,9 @@ class RunCli(Protocol):
         expect_failure: bool = False,
         timeout: float = 600,
     ) -> str: ...
+
+
+Starting = Callable[[str], AbstractContextManager[Commands]]
 
 
 class Executables(Commands):
