@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.assets import WORDS, tokenizer, write_jsonl
+from tests.support.assets import WORDS, tokenizer, write_jsonl
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.presets import Preset

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from tests.assets import small_llama
+from tests.support.assets import small_llama
 
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope

@@ -32,6 +32,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+PREVIOUS, FIXED = (
+    pytest.mark.parametrize(
+        "undisturbed",
+        [pytest.param(case, marks=pytest.mark.xdist_group(f"{case} reference"))],
+        indirect=True,
+    )
+    for case in ("previous", "fixed")
+)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli) -> Path:
     path = config(
@@ -86,7 +96,7 @@ def evaluations(run: Path) -> dict[int, tuple[float, float]]:
 
 
 # 8 updates a round, a checkpoint every 2: within rounds 1, 2 and 3, and where round 3 begins.
-@pytest.mark.parametrize("undisturbed", ["previous"], indirect=True)
+@PREVIOUS
 @pytest.mark.parametrize(
     "step", [13, 16, *(pytest.param(step, marks=pytest.mark.crash) for step in (3, 8, 10, 15, 21))]
 )
@@ -113,7 +123,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     check_resumed(undisturbed, out)
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 def test_sigterm_saves_and_leaves_with_its_own_code(
     undisturbed: Path, again: Path, run_cli: RunCli
 ) -> None:
@@ -130,7 +140,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(
     check_resumed(undisturbed, out)
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 def test_a_resumed_run_names_what_has_changed(
     undisturbed: Path, again: Path, run_cli: RunCli
 ) -> None:
@@ -158,7 +168,7 @@ def start(ranks: int) -> tuple[str, ...]:
     return TORCHRUN if ranks == 2 else ("--launcher", "python")
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 @pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.crash)])
 def test_another_number_of_processes_goes_on_with_the_stored_round(
     undisturbed: Path, again: Path, run_cli: RunCli, before: int, after: int
@@ -193,6 +203,7 @@ def test_another_number_of_processes_goes_on_with_the_stored_round(
 
 @pytest.mark.crash
 @pytest.mark.parametrize("step", [11, 16])
+@pytest.mark.apart
 def test_two_ranks_under_zero3_continue_as_if_nothing_had_happened(
     config: MakeConfig, run_cli: RunCli, tmp_path: Path, step: int
 ) -> None:

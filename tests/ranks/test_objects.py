@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from command_line import RunCli
 
 from sera_plugin.runtime import ranks as objects
@@ -40,6 +41,8 @@ state.destroy_process_group()
 """
 
 
+@pytest.mark.cli
+@pytest.mark.apart
 def test_three_ranks_exchange_objects_in_pieces(run_ranks: RunCli, tmp_path: Path) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)

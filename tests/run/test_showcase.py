@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from command_line import ENVIRONMENT
+import pytest
+from command_line import RunCli
 from runs_on_disk import _fresh, texts
 
 from sera_plugin.training.publish import COLUMNS, ROWS, log_samples
 
+pytestmark = [pytest.mark.cli, pytest.mark.apart]
 CODE = """
 import json, sys
 {start}
@@ -27,25 +27,21 @@ def pairs() -> list[dict[str, Any]]:
     return [_fresh(f"id{n}", pair, 2, 0.1 * n) for n, pair in enumerate(texts(ROWS + 5))]
 
 
-def logged(tmp_path: Path, name: str, start: str, end: str) -> Path:
+def logged(tmp_path: Path, run_python: RunCli, name: str, start: str, end: str) -> Path:
     """Log the pairs in a process of its own, which wrote to the returned folder."""
-    (tmp_path / "pairs.json").write_text(json.dumps(pairs()))
-    folder = tmp_path / "logs"
+    given, script, folder = (tmp_path / part for part in ("pairs.json", "log.py", "logs"))
+    given.write_text(json.dumps(pairs()))
+    script.write_text(CODE.format(name=name, start=start, end=end))
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", CODE.format(name=name, start=start, end=end),
-         str(tmp_path / "pairs.json")],
-        cwd=folder, env=ENVIRONMENT | {"TRACKIO_DIR": str(folder), "WANDB_DIR": str(folder)},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f'["{name}"]' in done.stdout, done.stdout + done.stderr
+    env = {"TRACKIO_DIR": str(folder), "WANDB_DIR": str(folder)}
+    said = run_python(script, given, env=env, timeout=300)
+    assert f'["{name}"]' in said
     return folder
 
 
-def test_wandb_keeps_the_table(tmp_path: Path) -> None:
+def test_wandb_keeps_the_table(tmp_path: Path, run_python: RunCli) -> None:
     start = "import wandb; wandb.init(mode='offline', project='p')"
-    folder = logged(tmp_path, "wandb", start, "wandb.finish()")
+    folder = logged(tmp_path, run_python, "wandb", start, "wandb.finish()")
     (table,) = folder.rglob("*.table.json")
     stored = json.loads(table.read_text())
     assert stored["columns"] == list(COLUMNS)
@@ -53,13 +49,10 @@ def test_wandb_keeps_the_table(tmp_path: Path) -> None:
     assert stored["data"][3][2] == pairs()[3]["chosen"]
 
 
-def test_nothing_is_logged_where_no_run_is_open() -> None:
+def test_nothing_is_logged_where_no_run_is_open(tmp_path: Path, run_python: RunCli) -> None:
     assert log_samples(pairs(), ["tensorboard"], 7) == ()
-    code = (
-        "import wandb, sera_plugin.training.publish as s; print(s.log_samples([{}], ['wandb'], 1))"
+    script = tmp_path / "log.py"
+    script.write_text(
+        "import wandb, sera_plugin.training.publish as s; print(s.log_samples([], ['wandb'], 1))"
     )
-    broken = code.replace("[{}]", "[]")
-    done = subprocess.run(
-        [sys.executable, "-c", broken], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    assert "()" in done.stdout
+    assert "()" in run_python(script)
