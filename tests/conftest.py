@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -191,6 +192,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = item.get_closest_marker("xdist_group")
             if group is None:
                 item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. Passes collect garbage before they try again, and would look
+    through all of it each time, which takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end find it again."""
+    gc.unfreeze()
 
 
 def _made(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from datasets import Dataset
 
 import sera_plugin
 from sera_plugin.config import SeraConfig
+from sera_plugin.host import checks as host_checks
 from sera_plugin.plugin import DEPENDENCIES
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
@@ -109,7 +110,7 @@ def test_a_block_without_values_means_all_defaults(
     from axolotl.cli.config import load_cfg
 
     cfg = load_cfg(str(config(base_model=str(weightless), sera=block)))
-    assert cfg.trainer_cls == checks.TRAINER
+    assert cfg.trainer_cls == host_checks.TRAINER
     assert cfg.sera.to_dict() == SeraConfig().model_dump(exclude_none=True)
 
 
@@ -209,12 +210,12 @@ def test_absent_rl(refused: Start):
 def test_a_trainer_of_the_user(refused: Start):
     sentence = refused(trainer_cls="my_package.MyTrainer")
     assert "trainer_cls: my_package.MyTrainer" in sentence
-    assert checks.TRAINER in sentence
+    assert host_checks.TRAINER in sentence
 
 
 def test_naming_our_own_trainer_is_allowed(start: Start):
     with pytest.raises(OSError, match=NO_WEIGHTS):
-        start(trainer_cls=checks.TRAINER)
+        start(trainer_cls=host_checks.TRAINER)
 
 
 @pytest.mark.parametrize("value", [2.5, 1, 0, -1, "3", True, float("inf"), float("nan")])
@@ -254,7 +255,7 @@ IN_THE_WAY: dict[str, Any] = {
 
 
 def test_every_unsupported_key_has_an_example():
-    assert [key for key, *_ in checks._UNSUPPORTED] == list(IN_THE_WAY)
+    assert [key for key, *_ in host_checks._UNSUPPORTED] == list(IN_THE_WAY)
 
 
 @pytest.mark.parametrize("key", IN_THE_WAY)

@@ -194,6 +194,8 @@ def _become(command: list[str], env: dict[str, str]) -> NoReturn:
             sys.path.insert(0, entry)
     time.tzset()
     os.execvpe = _exec  # type: ignore[assignment]
+    # Libraries count at the end what is left.
+    atexit.register(gc.unfreeze)
     sys.exit(_main(command))
 
 
