@@ -10,14 +10,18 @@ BIN = $(VENV)/bin
 RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+PYTEST = $(RUN) python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-crash docs bench evidence evidence-all evidence-quick format clean
+.PHONY: help demo test test-fast test-crash coverage docs bench evidence evidence-all evidence-quick \
+	format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
-	@echo "make test    install, then ruff, mypy and pytest"
+	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
+	@echo "make test-fast   the tests that start no process, about a minute"
 	@echo "make test-crash  more points at which a run is killed and resumed"
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
+	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
@@ -51,10 +55,18 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(RUN) python -m pytest -n 2 --dist loadscope -m "not crash" --cov=sera_plugin --cov-report=term
+	$(PYTEST) -m "not crash" --durations=20
+
+# For every day: what starts no process.
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not cli and not kill and not crash" tests/unit $(wildcard tests/contract)
 
 test-crash: $(VENV)/.installed-dev
-	$(RUN) python -m pytest -n 2 --dist loadscope -m "kill or crash"
+	$(PYTEST) -m "kill or crash"
+
+# Every run starts the installed command line, which can then be measured: about half an hour.
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) -m "not crash" --real --cov=sera_plugin --cov-report=term
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

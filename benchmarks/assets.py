@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.support.assets import WORDS, tokenizer, write_jsonl
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.presets import Preset
+from tests.support.assets import WORDS, tokenizer, write_jsonl
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "alpaca_eval_pairs.jsonl"
 SEED = 3

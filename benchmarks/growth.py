@@ -19,7 +19,6 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from tests.support.assets import small_llama
 
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope
@@ -30,6 +29,7 @@ from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.scoring.scorer import Scorer, inference
+from tests.support.assets import small_llama
 
 VOCABULARY = 64
 TOKEN_BUDGET = 16_384

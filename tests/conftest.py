@@ -2,69 +2,39 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import assets
 import pytest
 import yaml
+from command_line import (
+    ENVIRONMENT,
+    EVAL_PAIRS,
+    OFFLINE,
+    SHIM,
+    TRAIN_PAIRS,
+    Executables,
+    MakeConfig,
+    RunCli,
+    Runner,
+    Starting,
+    dataset_entry,
+)
 from hypothesis import settings
-from warm import Axolotl
+from vllm_serving import vllm_on_cpu
+from warm import Commands, Forks
 
 # An example that takes long says that the machine is busy.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-TRAIN_PAIRS = 64
-EVAL_PAIRS = 12
-
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "AXOLOTL_DO_NOT_TRACK": "1",
-    "WANDB_MODE": "offline",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Any other number makes `datasets` spawn workers that each import everything again.
-    "AXOLOTL_DATASET_NUM_PROC": "0",
-    "COLUMNS": "200",
-}
-
-# Lets a run find the modules of this folder, and what the caller's own PYTHONPATH names.
-SHIM = {
-    "PYTHONPATH": os.pathsep.join(
-        filter(None, [str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")])
-    )
-}
-
-# Taken before any test: Axolotl's entry points, called in this process, set variables of their own.
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in {"SERA", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
-    and not name.startswith("ACCELERATE")
-} | OFFLINE
-
 os.environ |= OFFLINE
-
-
-class MakeConfig(Protocol):
-    def __call__(self, *, drop: tuple[str, ...] = (), **changes: Any) -> Path: ...
-
-
-class RunCli(Protocol):
-    def __call__(
-        self,
-        *args: str | Path,
-        env: Mapping[str, str] | None = None,
-        expect_failure: bool = False,
-        timeout: float = 300,
-    ) -> str: ...
 
 
 def _texts() -> list[str]:
@@ -104,22 +74,6 @@ def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 other preference pairs."""
     path = tmp_path_factory.mktemp("data") / "eval.jsonl"
     return assets.write_jsonl(path, assets.pairs(EVAL_PAIRS, 9))
-
-
-def dataset_entry(path: Path) -> dict[str, Any]:
-    """How a config names a local JSONL file of chat pairs."""
-    return {
-        "path": str(path),
-        "ds_type": "json",
-        "split": "train",
-        "type": "chat_template.default",
-        "field_messages": "messages",
-    }
-
-
-def output_dir(config: Path) -> Path:
-    """Where a run of this config writes."""
-    return Path(yaml.safe_load(config.read_text())["output_dir"])
 
 
 @pytest.fixture(scope="session")
@@ -172,45 +126,89 @@ def config(
 
 
 @pytest.fixture(scope="session")
-def run_cli() -> RunCli:
-    """Run the installed ``axolotl`` script offline; returns stdout and stderr together."""
-    script = Path(sys.executable).parent / "axolotl"
-    return _runner([str(script)])
-
-
-@pytest.fixture(scope="module")
-def warm_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCli]:
-    """As ``run_cli``, in processes forked from one that has imported the host: most of the time of
-    a short run is saved, and a busy machine fails none by a limit."""
-    logs, numbers = tmp_path_factory.mktemp("logs"), itertools.count(1)
-
-    with Axolotl(ENVIRONMENT | SHIM) as axolotl:
-
-        def run(
-            *args: str | Path,
-            env: Mapping[str, str] | None = None,
-            expect_failure: bool = False,
-            timeout: float = 0,
-        ) -> str:
-            own = dict(env or {})
-            if "PYTHONPATH" in own:
-                both = dict.fromkeys([own["PYTHONPATH"], SHIM["PYTHONPATH"]])
-                own["PYTHONPATH"] = os.pathsep.join(both)
-            done = axolotl.run(logs / f"{next(numbers)}", *args, **own)
-            if (done.code != 0) != expect_failure:
-                pytest.fail(
-                    f"axolotl {' '.join(map(str, args))} left with {done.code}:\n"
-                    f"{done.output[-8000:]}"
-                )
-            return done.output
-
-        yield run
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs of the command line say what they say."""
+    return tmp_path_factory.mktemp("logs")
 
 
 @pytest.fixture(scope="session")
-def run_python() -> RunCli:
-    """Run this Python, offline, with arguments; returns stdout and stderr together."""
-    return _runner([sys.executable])
+def starting(request: pytest.FixtureRequest) -> Starting:
+    """What starts commands with a PYTHONPATH: in processes forked from one that has imported the
+    host, or, with ``--real``, as a shell does."""
+    if request.config.getoption("--real"):
+        return lambda path: nullcontext(Executables())
+    return lambda path: Forks(ENVIRONMENT | {"PYTHONPATH": path})
+
+
+@pytest.fixture(scope="session")
+def commands(starting: Starting) -> Iterator[Commands]:
+    """Starts commands that find the modules of ``tests/support``."""
+    with starting(SHIM["PYTHONPATH"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def run_cli(commands: Commands, logs: Path) -> RunCli:
+    """Run ``axolotl`` offline, in a process that is forked; the host is imported already."""
+    return Runner(commands, "axolotl", _made(logs / "axolotl"))
+
+
+@pytest.fixture(scope="session")
+def run_python(commands: Commands, logs: Path) -> RunCli:
+    """Run a module or a script of Python, as ``run_cli`` runs ``axolotl``."""
+    return Runner(commands, "python", _made(logs / "python"))
+
+
+@pytest.fixture(scope="session")
+def run_ranks(commands: Commands, logs: Path) -> RunCli:
+    """Run ``torchrun``, as ``run_cli`` runs ``axolotl``."""
+    return Runner(commands, "torchrun", _made(logs / "torchrun"))
+
+
+@pytest.fixture(scope="session")
+def real_cli(logs: Path) -> RunCli:
+    """Run the installed ``axolotl`` script; each run imports the host, which takes long."""
+    return Runner(Executables(), "axolotl", _made(logs / "real"))
+
+
+@pytest.fixture
+def cpu_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """TRL finds the engine for CPU in the place of vLLM."""
+    yield from vllm_on_cpu(monkeypatch)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real",
+        action="store_true",
+        help="start the installed command line for every run, which coverage can then measure",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a module share its runs, so one worker takes them all, unless they are apart."""
+    for item in items:
+        if item.get_closest_marker("apart") is None:
+            group = item.get_closest_marker("xdist_group")
+            if group is None:
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. Passes collect garbage before they try again, and would look
+    through all of it each time, which takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end find it again."""
+    gc.unfreeze()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -234,35 +232,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{found['killed']:45} {outcome:15} done twice: {repeated or 'nothing'}"
         )
     terminalreporter.write_line(f"{len(reports)} points tried, {passed} passed")
-
-
-def _runner(command: list[str]) -> Callable[..., str]:
-    def run(
-        *args: str | Path,
-        env: Mapping[str, str] | None = None,
-        expect_failure: bool = False,
-        timeout: float = 300,
-    ) -> str:
-        variables = ENVIRONMENT | dict(env or {})
-        if "PYTHONPATH" in ENVIRONMENT and "PYTHONPATH" in variables:
-            both = dict.fromkeys([variables["PYTHONPATH"], ENVIRONMENT["PYTHONPATH"]])
-            variables["PYTHONPATH"] = os.pathsep.join(both)
-        done = subprocess.run(
-            [*command, *map(str, args)],
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        failed = done.returncode != 0
-        if failed != expect_failure:
-            pytest.fail(
-                f"axolotl {' '.join(map(str, args))} left with {done.returncode}:\n"
-                f"{done.stdout[-8000:]}"
-            )
-        return done.stdout
-
-    return run

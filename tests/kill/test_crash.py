@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
-from test_distributed import RANKS, TORCHRUN, zero_config
-from warm import Axolotl, Done
+from command_line import SHIM, MakeConfig, RunCli, output_dir
+from ranks import RANKS, TORCHRUN, zero_config
+from warm import Commands, Done
 
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.scoring import scorer as scoring
@@ -112,8 +112,8 @@ IN_EVERY_TEST_RUN = {
 class Runs:
     """Runs of one config, each with an ``output_dir`` and a note of its work."""
 
-    def __init__(self, axolotl: Axolotl, original: Path) -> None:
-        self.axolotl, self.original = axolotl, original
+    def __init__(self, commands: Commands, original: Path) -> None:
+        self.commands, self.original = commands, original
         self.undisturbed = self.copy(original.with_name("undisturbed"))
         self.completed(self.undisturbed)
 
@@ -127,8 +127,8 @@ class Runs:
 
     def run(self, config: Path, **env: str) -> Done:
         command = ("train", config, "--launcher", "python", "--auto-resume-from-checkpoints")
-        note = {"WORK_LOG": str(config.with_name("work"))}
-        return self.axolotl.run(config.with_name("log"), *command, **note, **env)
+        note = SHIM | {"WORK_LOG": str(config.with_name("work"))}
+        return self.commands.axolotl(config.with_name("log"), *command, **note, **env)
 
     def completed(self, config: Path) -> str:
         done = self.run(config)
@@ -146,9 +146,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(config: MakeConfig) -> Iterator[Runs]:
-    with Axolotl(ENVIRONMENT | SHIM) as axolotl:
-        yield Runs(axolotl, config(drop=("saves_per_epoch",), **CONFIG))
+def runs(config: MakeConfig, commands: Commands) -> Runs:
+    return Runs(commands, config(drop=("saves_per_epoch",), **CONFIG))
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, output_dir
 from datasets import Dataset
-from test_distributed import RANKS, TORCHRUN
-from test_scoring import plain_loop
+from ranks import RANKS, TORCHRUN
+from slow_reference import plain_loop
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from sera_plugin.data.margins import PairLogps
@@ -133,16 +133,16 @@ def keys_of(source: str, **changes: Any) -> dict[str, Any]:
 
 
 class Undisturbed:
-    def __init__(self, config: MakeConfig, warm_cli: RunCli) -> None:
+    def __init__(self, config: MakeConfig, run_cli: RunCli) -> None:
         path = config(**keys_of("training"))
         env = SHIM | {"RESCORE_TOO": "1"}
-        self.log = warm_cli("train", path, "--launcher", "python", env=env)
+        self.log = run_cli("train", path, "--launcher", "python", env=env)
         self.out = output_dir(path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: MakeConfig, warm_cli: RunCli) -> Undisturbed:
-    return Undisturbed(config, warm_cli)
+def undisturbed(config: MakeConfig, run_cli: RunCli) -> Undisturbed:
+    return Undisturbed(config, run_cli)
 
 
 def margins(run: Path, number: int) -> pd.DataFrame:
@@ -181,14 +181,14 @@ def test_margins_are_those_of_the_step_that_trained_the_pair(undisturbed: Undist
 @pytest.mark.cli
 @pytest.mark.parametrize("step", [13, *(pytest.param(n, marks=pytest.mark.crash) for n in (5, 16))])
 def test_a_killed_run_records_as_if_nothing_had_happened(
-    undisturbed: Undisturbed, config: MakeConfig, warm_cli: RunCli, step: int
+    undisturbed: Undisturbed, config: MakeConfig, run_cli: RunCli, step: int
 ) -> None:
     path = config(**keys_of("training"))
     train = ("train", path, "--launcher", "python")
-    warm_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
+    run_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
     run = output_dir(path)
     assert (run / f"checkpoint-{step - step % 2}" / FILE).exists()
-    assert "resume from checkpoint at" in warm_cli(
+    assert "resume from checkpoint at" in run_cli(
         *train, "--auto-resume-from-checkpoints", env=SHIM
     )
     for name in ("sera/round-02/margins.parquet", "sera/round-03/margins.parquet",

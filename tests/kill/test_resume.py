@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
+from command_line import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
+from ranks import RANKS, TORCHRUN, zero_config
 from safetensors.torch import load_file
-from test_distributed import RANKS, TORCHRUN, zero_config
 
 from sera_plugin.training.checkpoints import EXIT_CODE
 
@@ -32,8 +32,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+PREVIOUS, FIXED = (
+    pytest.mark.parametrize(
+        "undisturbed",
+        [pytest.param(case, marks=pytest.mark.xdist_group(f"{case} reference"))],
+        indirect=True,
+    )
+    for case in ("previous", "fixed")
+)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, warm_cli: RunCli) -> Path:
+def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli) -> Path:
     path = config(
         plugins=["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
         saves_per_epoch=4,
@@ -42,7 +52,7 @@ def undisturbed(request: pytest.FixtureRequest, config: MakeConfig, warm_cli: Ru
         learning_rate=5e-3,
         **CASES[request.param],
     )
-    warm_cli("train", path, "--launcher", "python", env=SHIM)
+    run_cli("train", path, "--launcher", "python", env=SHIM)
     return path
 
 
@@ -86,23 +96,23 @@ def evaluations(run: Path) -> dict[int, tuple[float, float]]:
 
 
 # 8 updates a round, a checkpoint every 2: within rounds 1, 2 and 3, and where round 3 begins.
-@pytest.mark.parametrize("undisturbed", ["previous"], indirect=True)
+@PREVIOUS
 @pytest.mark.parametrize(
     "step", [13, 16, *(pytest.param(step, marks=pytest.mark.crash) for step in (3, 8, 10, 15, 21))]
 )
 def test_a_killed_run_continues_as_if_nothing_had_happened(
-    undisturbed: Path, again: Path, warm_cli: RunCli, step: int
+    undisturbed: Path, again: Path, run_cli: RunCli, step: int
 ) -> None:
     out = output_dir(again)
     train = ("train", again, "--launcher", "python")
-    warm_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
+    run_cli(*train, env=SHIM | {"DIE_AT_STEP": str(step)}, expect_failure=True)
     assert not (out / "model.safetensors").exists()
     last = step - step % 2
     if step == 13:
         # As a kill inside the save leaves it: the host writes this file last.
         (out / f"checkpoint-{last}/trainer_state.json").write_text('{"epoch": 1.')
         last -= 2
-    log = warm_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
+    log = run_cli(*train, "--auto-resume-from-checkpoints", env=SHIM)
     assert f"resume from checkpoint at {out}/checkpoint-{last}" in log
     assert (out / "unfinished-checkpoint-12").exists() == (step == 13)
     if step == 16:
@@ -113,7 +123,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     check_resumed(undisturbed, out)
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 def test_sigterm_saves_and_leaves_with_its_own_code(
     undisturbed: Path, again: Path, run_cli: RunCli
 ) -> None:
@@ -130,16 +140,16 @@ def test_sigterm_saves_and_leaves_with_its_own_code(
     check_resumed(undisturbed, out)
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 def test_a_resumed_run_names_what_has_changed(
-    undisturbed: Path, again: Path, warm_cli: RunCli
+    undisturbed: Path, again: Path, run_cli: RunCli
 ) -> None:
     out = output_dir(again)
     shutil.copytree(output_dir(undisturbed), out)
     keys = yaml.safe_load(again.read_text())
     keys["sera"]["ensemble"] = 0.5
     again.write_text(yaml.safe_dump(keys))
-    log = warm_cli(
+    log = run_cli(
         *("train", again, "--launcher", "python", "--resume-from-checkpoint"),
         out / "checkpoint-20",
         env=SHIM,
@@ -158,7 +168,7 @@ def start(ranks: int) -> tuple[str, ...]:
     return TORCHRUN if ranks == 2 else ("--launcher", "python")
 
 
-@pytest.mark.parametrize("undisturbed", ["fixed"], indirect=True)
+@FIXED
 @pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.crash)])
 def test_another_number_of_processes_goes_on_with_the_stored_round(
     undisturbed: Path, again: Path, run_cli: RunCli, before: int, after: int
@@ -193,6 +203,7 @@ def test_another_number_of_processes_goes_on_with_the_stored_round(
 
 @pytest.mark.crash
 @pytest.mark.parametrize("step", [11, 16])
+@pytest.mark.apart
 def test_two_ranks_under_zero3_continue_as_if_nothing_had_happened(
     config: MakeConfig, run_cli: RunCli, tmp_path: Path, step: int
 ) -> None:

@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
-from conftest import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
+from ranks import LIMIT, LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoTokenizer
 
 from sera_plugin.scoring.scorer import plan_batches
@@ -24,20 +25,6 @@ from sera_plugin.scoring.scorer import plan_batches
 PAIRS = 60
 KEPT, FRESH = 35, 6
 pytestmark = pytest.mark.cli
-LIMIT = 600  # seconds for a whole run; a hang fails the test
-TORCHRUN = ("--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "2")
-RANKS = {
-    "DS_ACCELERATOR": "cpu",
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    **SHIM,
-}
-LORA = {
-    "adapter": "lora",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    "gradient_checkpointing": True,
-}
 FSDP2 = {
     "fsdp_version": 2,
     "fsdp_config": {
@@ -50,6 +37,12 @@ FSDP2 = {
     },
 }
 BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
+ADAPTERS = [
+    pytest.param(adapter, id=name, marks=pytest.mark.xdist_group(f"ranks {name}"))
+    for name, adapter in {"full": {}, "lora": LORA}.items()
+]
+REAL = {("ddp", False), ("zero3", True)}
+"""Backend, and whether with an adapter, of the runs that ``torchrun`` starts as processes anew."""
 
 
 def _sera(**bootstrap: Any) -> dict[str, Any]:
@@ -61,37 +54,12 @@ def _sera(**bootstrap: Any) -> dict[str, Any]:
     }
 
 
-def zero_config(folder: Path, stage: int) -> str:
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": False,
-        "reduce_bucket_size": 500_000,
-    }
-    if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": 500_000,
-            "stage3_param_persistence_threshold": 100,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    path = folder / f"zero{stage}.json"
-    auto = dict.fromkeys(
-        [
-            "gradient_accumulation_steps",
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_clipping",
-        ],
-        "auto",
-    )
-    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": False}, **auto}))
-    return str(path)
-
-
 class Runs:
     """Runs configs and keeps what they found, so that several tests can compare it."""
 
-    def __init__(self, config: MakeConfig, run_cli: RunCli, folder: Path) -> None:
-        self.config, self.run_cli, self.folder = config, run_cli, folder
+    def __init__(self, config: MakeConfig, run_cli: RunCli, real_cli: RunCli, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.run_cli, self.real_cli = run_cli, real_cli
         data = assets.write_jsonl(folder / "train.jsonl", assets.pairs(PAIRS, seed=3))
         self.common: dict[str, Any] = {
             "datasets": [dataset_entry(data)],
@@ -111,13 +79,16 @@ class Runs:
             self.known[key] = margins(output_dir(path))
         return self.known[key]
 
-    def ranks(self, env: dict[str, str] | None = None, **changes: Any) -> tuple[Path, str]:
+    def ranks(
+        self, env: dict[str, str] | None = None, real: bool = False, **changes: Any
+    ) -> tuple[Path, str]:
         keys = self.common | {
             "plugins": ["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
             "micro_batch_size": 2,
         }
         path = self.config(**(keys | changes))
-        out = self.run_cli(
+        run = self.real_cli if real else self.run_cli
+        out = run(
             "train",
             path,
             *TORCHRUN,
@@ -134,8 +105,13 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, config: MakeConfig, run_cli: RunCli) -> Runs:
-    return Runs(config, run_cli, tmp_path_factory.mktemp("ranks"))
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    config: MakeConfig,
+    run_cli: RunCli,
+    real_cli: RunCli,
+) -> Runs:
+    return Runs(config, run_cli, real_cli, tmp_path_factory.mktemp("ranks"))
 
 
 def margins(run: Path) -> pd.DataFrame:
@@ -161,21 +137,24 @@ def check(run: Path, expected: pd.DataFrame) -> None:
     assert {"policy", "reference"} <= set(sources.to_pylist())
 
 
-@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_ranks_find_what_one_process_finds(
     runs: Runs, backend: str, adapter: dict[str, Any]
 ) -> None:
-    run, _ = runs.ranks(**runs.backend(backend), **adapter)
+    real = (backend, bool(adapter)) in REAL
+    run, _ = runs.ranks(**runs.backend(backend), **adapter, real=real)
     check(run, runs.single(adapter))
 
 
+@pytest.mark.xdist_group("ranks full")
 def test_fsdp2(runs: Runs) -> None:
     run, _ = runs.ranks(**FSDP2)
     check(run, runs.single({}))
     assert json.loads((run / "sera/run.json").read_text())["distributed"] == "FSDP"
 
 
+@pytest.mark.apart
 def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
     sera = _sera(gather=False) | {"selection": {"keep": 40}}
     sera["bootstrap"] |= {"fraction": 0.016, "prompts": 0.016}
@@ -185,6 +164,7 @@ def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
     assert candidates["example_id"].nunique() == 1
 
 
+@pytest.mark.apart
 def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) -> None:
     """Three batches of prompts on two ranks that must take every decoding step together."""
     sera = _sera(gather=False, num_candidates=6, max_new_tokens=60, sampler="policy")
@@ -201,6 +181,7 @@ def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) 
     assert sampled["token_ids"].map(len).nunique() > 2
 
 
+@pytest.mark.apart
 def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
     _, out = runs.ranks(env={"FAIL_RANK": "1"})
     stopped = time.time()
@@ -209,6 +190,7 @@ def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
     assert stopped - fault < 60
 
 
+@pytest.mark.apart
 def test_hooks_and_checkpointing_come_back_when_sampling_raises(
     llama: Path, run_python: RunCli
 ) -> None:

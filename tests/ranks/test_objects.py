@@ -1,16 +1,13 @@
 """Objects sent between three real processes, in pieces."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-from conftest import ENVIRONMENT
+import pytest
+from command_line import RunCli
 
 from sera_plugin.runtime import ranks as objects
 
 RANKS = 3
-ROOT = str(Path(objects.__file__).parents[1])
 AT_ONCE = 300
 WORK = f"""
 from accelerate import PartialState
@@ -44,36 +41,13 @@ state.destroy_process_group()
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-def test_three_ranks_exchange_objects_in_pieces() -> None:
-    env = ENVIRONMENT | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(RANKS),
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": ROOT,
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORK],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(outputs)[-4000:]
+@pytest.mark.cli
+@pytest.mark.apart
+def test_three_ranks_exchange_objects_in_pieces(run_ranks: RunCli, tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    env = {"ACCELERATE_USE_CPU": "true"}
+    run_ranks("--standalone", "--nproc_per_node", str(RANKS), script, env=env, timeout=200)
 
 
 def test_one_process_sends_nothing() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 
 from sera_plugin.commands.audit_policy import find_policy
 from sera_plugin.commands.audit_table import cuts, ranked, write_kept, write_results

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import assets
 import pytest
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.host import checks as host_checks
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
 from sera_plugin.training import checks
@@ -105,7 +106,7 @@ def test_a_block_without_values_means_all_defaults(
     from axolotl.cli.config import load_cfg
 
     cfg = load_cfg(str(config(base_model=str(weightless), sera=block)))
-    assert cfg.trainer_cls == checks.TRAINER
+    assert cfg.trainer_cls == host_checks.TRAINER
     assert cfg.sera.to_dict() == SeraConfig().model_dump(exclude_none=True)
 
 
@@ -205,12 +206,12 @@ def test_absent_rl(refused: Start):
 def test_a_trainer_of_the_user(refused: Start):
     sentence = refused(trainer_cls="my_package.MyTrainer")
     assert "trainer_cls: my_package.MyTrainer" in sentence
-    assert checks.TRAINER in sentence
+    assert host_checks.TRAINER in sentence
 
 
 def test_naming_our_own_trainer_is_allowed(start: Start):
     with pytest.raises(OSError, match=NO_WEIGHTS):
-        start(trainer_cls=checks.TRAINER)
+        start(trainer_cls=host_checks.TRAINER)
 
 
 @pytest.mark.parametrize("value", [2.5, 1, 0, -1, "3", True, float("inf"), float("nan")])
@@ -250,7 +251,7 @@ IN_THE_WAY: dict[str, Any] = {
 
 
 def test_every_unsupported_key_has_an_example():
-    assert [key for key, *_ in checks._UNSUPPORTED] == list(IN_THE_WAY)
+    assert [key for key, *_ in host_checks._UNSUPPORTED] == list(IN_THE_WAY)
 
 
 @pytest.mark.parametrize("key", IN_THE_WAY)
@@ -550,8 +551,9 @@ def test_max_steps_out_of_range(refused: Start, value: Any):
 
 @pytest.mark.cli
 @pytest.mark.parametrize("module", ["sera_plugin.host.checks", "sera_plugin.review.metrics"])
+@pytest.mark.apart
 def test_missing_dependency_never_trains_plain_dpo(
-    config: MakeConfig, run_cli: RunCli, tmp_path: Path, module: str
+    config: MakeConfig, real_cli: RunCli, tmp_path: Path, module: str
 ):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -562,7 +564,7 @@ def test_missing_dependency_never_trains_plain_dpo(
         "sys.meta_path.insert(0, Missing())\n"
     )
     path = config()
-    output = run_cli(
+    output = real_cli(
         "train",
         path,
         "--launcher",
@@ -587,6 +589,7 @@ def test_missing_dependency_never_trains_plain_dpo(
         ({"val_set_size": 0.999, "drop": ("test_datasets",)}, "val_set_size: 0.999 leaves no"),
     ],
 )
+@pytest.mark.apart
 def test_the_command_line_ends_with_the_sentence(
     config: MakeConfig, run_cli: RunCli, weightless: Path, changes: dict, start_of_sentence: str
 ):

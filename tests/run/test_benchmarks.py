@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import assets
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import naive, report
@@ -201,18 +198,11 @@ def test_docs_keep_what_stands_around_the_results(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, run_python):
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)]
-    done = subprocess.run(
-        [*command, "--variants", "plain,select", "--paged"],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    command = ("-m", "benchmarks", "--quick", "--out", folder)
+    more = ("--variants", "plain,select", "--paged")
+    run_python(*command, *more, env={"PYTHONPATH": str(ROOT)})
     (found,) = folder.glob("*.json")
     assert found.with_suffix(".md").exists()
     assert found.with_suffix(".svg").read_text().lstrip().startswith("<?xml")

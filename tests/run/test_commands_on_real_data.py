@@ -8,7 +8,7 @@ from pathlib import Path
 import assets
 import pytest
 import yaml
-from conftest import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, output_dir
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -47,9 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, config: MakeConfig, run_cli: R
     return path
 
 
-def test_report(run: Path, run_cli: RunCli) -> None:
+def test_report(run: Path, real_cli: RunCli) -> None:
     out = output_dir(run)
-    said = run_cli("sera", "report", out)
+    said = real_cli("sera", "report", out)
     page = out / "sera/report.html"
     assert f"{page} (" in said
     text = page.read_text(encoding="utf-8")

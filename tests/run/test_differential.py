@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
 import torch
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.ids import content_id
@@ -121,7 +121,10 @@ class Run:
         return self._margins[number]
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES],
+)
 def run(
     request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli, llama: Path, qwen: Path
 ) -> Run:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import RunCli
+from command_line import RunCli
 from safetensors.torch import load_file
 
 from benchmarks.evidence import data, judges, pairs, report, vocabulary
@@ -241,6 +241,7 @@ def test_page_has_tables_and_plots(study: Path) -> None:
 
 
 @pytest.mark.cli
+@pytest.mark.apart
 def test_the_quick_study_finds_what_any_study_must(tmp_path: Path, run_python: RunCli) -> None:
     """What ``make evidence-quick`` runs, with one seed and without tuning."""
     paths = ("--work", tmp_path, "--results", tmp_path / "found", "--page", tmp_path / "page.md")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, output_dir
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.cli
@@ -28,6 +28,7 @@ def summary(run: Path, number: int) -> dict[str, Any]:
     return json.loads((run / f"sera/round-{number:02d}/summary.json").read_text())
 
 
+@pytest.mark.apart
 def test_the_reference_writes_in_a_full_fine_tune(
     config: MakeConfig, run_cli: RunCli, llama: Path
 ) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import SHIM, MakeConfig, RunCli, dataset_entry, output_dir
 from judges import FAILS_IN_CALL, FAILS_ON_RANK
-from test_distributed import LIMIT, RANKS, TORCHRUN
+from ranks import LIMIT, RANKS, TORCHRUN
 
 from sera_plugin.review.judging import SHARD_BATCHES
 
-pytestmark = pytest.mark.cli
+pytestmark = [pytest.mark.cli, pytest.mark.apart]
 PAIRS, FRESH = 60, 6
 # The reference writes the answers, which two ranks and one process then know to be the same.
 SAMPLING: dict[str, Any] = {

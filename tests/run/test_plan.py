@@ -12,7 +12,7 @@ import slow_reference as slow
 import yaml
 from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli
 from peft import LoraConfig, get_peft_model
 from runs_on_disk import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -182,6 +182,7 @@ def test_bad_input_is_one_sentence(config: MakeConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.cli
+@pytest.mark.apart
 def test_plan_of_a_config_for_eight_gpus_with_bf16(
     config: MakeConfig, run_cli: RunCli, llama: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(
 
 
 @pytest.mark.cli
+@pytest.mark.apart
 def test_what_would_be_refused(config: MakeConfig, run_cli: RunCli) -> None:
     path = config(micro_batch_size=32, gradient_accumulation_steps=2)
     said = run_cli("sera", "plan", path, "--gpus", "8", expect_failure=True)

@@ -11,7 +11,7 @@ import assets
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import MakeConfig, RunCli, dataset_entry, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import load_dataset
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -60,7 +60,10 @@ def _texts() -> list[str]:
     return [row["chosen"]["content"] for row in rows]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES],
+)
 def run(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

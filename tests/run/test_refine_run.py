@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
 import yaml
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
-from test_distributed import LORA, RANKS, TORCHRUN, zero_config
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
+from ranks import LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.ids import content_id
@@ -32,6 +32,7 @@ def logs(run: Path) -> list[dict[str, Any]]:
     return [entry for entry in history if "loss" in entry]
 
 
+@pytest.mark.apart
 def test_weight_zero_is_a_run_without_the_block(config: MakeConfig, run_cli: RunCli) -> None:
     """One epoch that is never reviewed: plain DPO, to the last bit."""
     found = []
@@ -130,6 +131,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
+@pytest.mark.apart
 def test_zero3_finds_what_one_process_finds(
     config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path
 ) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, output_dir
 from datasets import load_dataset
-from test_distributed import LORA
+from ranks import LORA
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "alpaca_eval_pairs.jsonl"
 pytestmark = [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
 from sera_plugin.data.metrics import metrics_of
 
@@ -19,7 +22,8 @@ RATE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
+def run(config: MakeConfig, real_cli: RunCli) -> tuple[Path, str]:
+    """A run of the installed command line."""
     path = config(
         drop=("evals_per_epoch", "saves_per_epoch"),
         eval_strategy="epoch",
@@ -34,7 +38,7 @@ def run(config: MakeConfig, run_cli: RunCli) -> tuple[Path, str]:
             "bootstrap": {"fraction": 0.1, "prompts": 0.3, "max_new_tokens": 16, "guard": False},
         },
     )
-    out = run_cli("train", path, "--launcher", "python")
+    out = real_cli("train", path, "--launcher", "python")
     return output_dir(path), out
 
 
@@ -144,6 +148,7 @@ LOSSES = [
 ]
 
 
+@pytest.mark.apart
 def test_all_of_trls_losses_at_once_with_weights_and_smoothing(
     config: MakeConfig, run_cli: RunCli
 ) -> None:
@@ -164,10 +169,16 @@ def test_all_of_trls_losses_at_once_with_weights_and_smoothing(
 
 
 def test_every_loss_of_trl_is_named_here() -> None:
-    import inspect
-
     from trl import DPOTrainer
 
-    source = inspect.getsource(DPOTrainer._compute_loss)
-    known = {part.split('"')[1] for part in source.split("loss_type == ")[1:]}
+    source = textwrap.dedent(inspect.getsource(DPOTrainer._compute_loss))
+    known = {
+        node.comparators[0].value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and isinstance(node.left, ast.Name)
+        and node.left.id == "loss_type"
+        and isinstance(node.ops[0], ast.Eq)
+        and isinstance(node.comparators[0], ast.Constant)
+    }
     assert known == set(LOSSES), "TRL's losses have changed"

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
+from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
 from sera_plugin.config import SeraConfig
 
 pytestmark = pytest.mark.cli
 
 BATCH = 8
+OFF = pytest.mark.xdist_group("switched off")
 ROUND = TRAIN_PAIRS // BATCH
 """Updates of a round: by default a reviewed round is as large as D."""
 
@@ -89,27 +90,31 @@ def assert_off(config: Path, plain: Path) -> None:
     assert not (output_dir(config) / "sera").exists()
 
 
+@OFF
 def test_off_in_the_yaml(config: MakeConfig, run_cli: RunCli, plain: Path):
     path = config(num_epochs=2, sera=False)
     run_cli("train", path, "--launcher", "python")
     assert_off(path, plain)
 
 
+@OFF
 def test_off_by_the_environment_and_the_default_launcher(
-    config: MakeConfig, run_cli: RunCli, plain: Path
+    config: MakeConfig, real_cli: RunCli, plain: Path
 ):
     path = config(num_epochs=2, trainer_cls="sera_plugin.trainer.SeRATrainer")
-    output = run_cli("train", path, "--", "--num_processes", "1", env={"SERA": "off"})
+    output = real_cli("train", path, "--", "--num_processes", "1", env={"SERA": "off"})
     assert "SeRA is switched off by the environment variable SERA" in output
     assert_off(path, plain)
 
 
+@OFF
 def test_off_by_our_command(config: MakeConfig, run_cli: RunCli, plain: Path):
     path = config(num_epochs=3)
     run_cli("sera", "train", path, "--no-sera", "--num-epochs", "2", "--launcher", "python")
     assert_off(path, plain)
 
 
+@OFF
 def test_off_by_the_module(config: MakeConfig, run_python: RunCli, plain: Path):
     path = config(num_epochs=2)
     run_python("-m", "axolotl.cli.train", path, "--sera", "False")
@@ -117,10 +122,10 @@ def test_off_by_the_module(config: MakeConfig, run_python: RunCli, plain: Path):
 
 
 def test_our_command_hands_arguments_on(
-    config: MakeConfig, run_cli: RunCli, reviewed: tuple[Path, str]
+    config: MakeConfig, real_cli: RunCli, reviewed: tuple[Path, str]
 ):
     path = config(num_epochs=2, seed=8)
-    run_cli(
+    real_cli(
         "sera", "train", path, "--launcher", "torchrun", "--max-steps", "10",
         "--", "--nproc_per_node", "1",
     )  # fmt: skip
@@ -169,6 +174,7 @@ def test_the_loss_runs_on_the_hosts_own_kernels(reviewed: tuple[Path, str]):
     assert f"log-softmax of {module}" in output
 
 
+@pytest.mark.apart
 def test_max_steps_caps_the_run(config: MakeConfig, run_cli: RunCli):
     path = config()
     run_cli("train", path, "--launcher", "python", "--max-steps", "5")
@@ -191,6 +197,7 @@ def test_one_seed_gives_one_run(config: MakeConfig, run_cli: RunCli, reviewed: t
         assert tables[0].equals(tables[1]), name
 
 
+@pytest.mark.apart
 def test_preprocess_prepares_what_training_reads(config: MakeConfig, run_cli: RunCli):
     path = config(num_epochs=2)
     prepared = Path(yaml.safe_load(path.read_text())["dataset_prepared_path"])

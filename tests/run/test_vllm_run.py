@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import MakeConfig, RunCli, output_dir
-from test_distributed import LIMIT, RANKS, TORCHRUN, zero_config
-from vllm_serving import serving
+from command_line import SHIM, MakeConfig, Runner, Starting, output_dir
+from ranks import LIMIT, RANKS, TORCHRUN, zero_config
+from vllm_serving import CPU_VLLM, serving
 
 pytestmark = pytest.mark.cli
 # The tiny model's greedy answers never end; a price on tokens makes them the worst there are.
@@ -37,12 +37,14 @@ def config_for(config: MakeConfig, engine: str, port: int, **changes: Any) -> Pa
 
 @pytest.fixture(scope="module")
 def runs(
-    tmp_path_factory: pytest.TempPathFactory, config: MakeConfig, run_cli: RunCli, llama: Path
+    tmp_path_factory: pytest.TempPathFactory, config: MakeConfig, starting: Starting, llama: Path
 ) -> dict[str, tuple[Path, str]]:
     """The same run by both engines: its output folder and what it said."""
     folder = tmp_path_factory.mktemp("server")
     done = {}
-    with serving(llama, folder) as server:
+    path = os.pathsep.join([str(CPU_VLLM), SHIM["PYTHONPATH"]])
+    with serving(llama, folder) as server, starting(path) as commands:
+        run_cli = Runner(commands, "axolotl", folder)
         for engine in ("transformers", "vllm"):
             path = config_for(config, engine, server.port)
             said = run_cli("train", path, "--launcher", "python", env=server.environment)

@@ -57,6 +57,20 @@ def _logp(model: torch.nn.Module, prompt: tuple[int, ...], answer: tuple[int, ..
     return float(total)
 
 
+def plain_loop(model: Any, rows: Iterable[tuple[IDS, IDS]], max_length: int | None) -> np.ndarray:
+    """One example at a time, one token at a time."""
+    sums = []
+    for prompt, answer in rows:
+        tokens = [*prompt, *answer][:max_length]
+        total = 0.0
+        logits = model(input_ids=torch.tensor([tokens])).logits[0]
+        for position in range(len(prompt), len(tokens)):
+            shares = torch.log_softmax(logits[position - 1].double(), dim=-1)
+            total += float(shares[tokens[position]])
+        sums.append(total)
+    return np.array(sums)
+
+
 @dataclass
 class Pair:
     prompt: list[int]

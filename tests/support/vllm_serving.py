@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import requests
-from conftest import ENVIRONMENT
+import torch
+from command_line import ENVIRONMENT
+from ranks import free_port
 
 CPU_VLLM = Path(__file__).parent / "cpu_vllm"
 """On a path, this folder is what TRL takes for vLLM."""
@@ -33,12 +36,6 @@ def environment(fault: Path, group_port: int) -> dict[str, str]:
         "CPU_VLLM_FAULT": str(fault),
         "CPU_VLLM_GROUP_PORT": str(group_port),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -104,3 +101,26 @@ def _wait(server: Serving, log: Path) -> None:
         except requests.ConnectionError:
             time.sleep(0.2)
     raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+def vllm_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """TRL finds the engine for CPU in the place of vLLM."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        if name not in os.environ or not os.environ[name]:
+            monkeypatch.delenv(name)
+    for name in ("current_device", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, getattr(torch.cuda, name))
+    monkeypatch.syspath_prepend(CPU_VLLM)
+    ours = ("vllm", "trl.generation")
+
+    def loaded() -> dict[str, Any]:
+        return {n: m for n, m in sys.modules.items() if n in ours or n.startswith("vllm.")}
+
+    before = loaded() | {n: m for n, m in sys.modules.items() if n.startswith("trl.generation.")}
+    for name in before:
+        del sys.modules[name]
+    yield
+    for name in [*loaded(), *(n for n in sys.modules if n.startswith("trl.generation."))]:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)

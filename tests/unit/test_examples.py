@@ -8,24 +8,20 @@ are registered on the raw YAML, then the host's schema, merged with ours, valida
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
-from axolotl.cli.config import prepare_plugins
 from axolotl.integrations.base import PluginManager
 from axolotl.prompt_strategies.dpo import load as load_dpo
-from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
+from examples import EXAMPLES, validated
 from trl import import_utils
 
 from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host.checks import TRAINER
 from sera_plugin.runtime.errors import SeraConfigError
 
-EXAMPLES = Path(__file__).parents[2] / "example_configs"
 CONFIGS = {
     "demo.yml": 1,
     "llama3_sera.yml": 1,
@@ -48,21 +44,6 @@ def _own_plugin_manager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def raw(name: str) -> DictDefault:
     return DictDefault(yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8")))
-
-
-def validated(cfg: DictDefault, gpus: int) -> Any:
-    """What ``load_cfg`` does up to the base model, on a machine with ``gpus`` H100 GPUs."""
-    prepare_plugins(cfg)
-    capabilities = {
-        "bf16": True,
-        "fp8": True,
-        "tf32": True,
-        "n_gpu": gpus,
-        "compute_capability": "sm_90",
-    }
-    return validate_config(
-        cfg, capabilities=capabilities, env_capabilities={"torch_version": "2.11.0"}
-    )
 
 
 def test_every_example_is_tested() -> None:

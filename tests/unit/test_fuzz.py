@@ -14,9 +14,9 @@ import pytest
 import yaml
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
+from examples import EXAMPLES, validated
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from test_examples import EXAMPLES, validated
 
 from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host.checks import TRAINER

@@ -4,7 +4,6 @@ import copy
 import functools
 from dataclasses import replace
 
-import assets
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from sampled import END, EOS, PROMPTS, SETTINGS, VOCABULARY
 from transformers import GenerationConfig
 
 from sera_plugin.data.candidates import Source
@@ -19,33 +19,7 @@ from sera_plugin.data.ids import uniforms
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.sampling import transformers_engine
 from sera_plugin.sampling.sampler import Prompt, Rollout, Sampler
-from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import InverseCdfSampler, TransformersEngine
-
-VOCABULARY, PAD, EOS, END = 40, 0, 1, 2
-SETTINGS = Sampling(
-    num_candidates=3,
-    temperature=1.0,
-    top_p=1.0,
-    max_new_tokens=8,
-    sequence_len=64,
-    ending=(END, 3),
-    stops=frozenset({EOS, END}),
-    pad_token_id=PAD,
-    token_budget=10_000,
-)
-draw = np.random.default_rng(0)
-PROMPTS = [
-    Prompt(f"example-{i}", tuple(int(t) for t in draw.integers(4, VOCABULARY, size)))
-    for i, size in enumerate([3, 9, 1, 5, 5, 12, 2])
-]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return assets.small_llama(
-        VOCABULARY, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None
-    ).eval()
 
 
 def sample(model, prompts=PROMPTS, seed=42, round_number=2, **changes):

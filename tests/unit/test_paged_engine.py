@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from peft import LoraConfig, get_peft_model
-from test_generation import PROMPTS, SETTINGS, model
+from sampled import PROMPTS, SETTINGS
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching import continuous_api
 
@@ -28,7 +28,6 @@ from sera_plugin.sampling.settings import EngineParts
 from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.training.checks import check_config
 
-__all__ = ["model"]
 Found = dict[str, tuple[Any, ...]]
 
 

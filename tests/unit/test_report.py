@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -284,13 +283,3 @@ def test_what_cannot_be_seen_is_shown() -> None:
     text = json_in_html({"a": "</script>\u2028<!--", "b": float("nan")})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script>\u2028<!--", "b": None}
-
-
-def test_report_starts_without_torch(run: Path) -> None:
-    code = (
-        "import sys\nfrom sera_plugin.commands.cli import sera\n"
-        f"sera(['report', {str(run)!r}], standalone_mode=False)\n"
-        "print(sorted({'torch', 'transformers', 'datasets', 'axolotl'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"

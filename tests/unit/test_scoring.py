@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from slow_reference import plain_loop
 
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.scoring import logps as completion_logps
@@ -61,20 +62,6 @@ class AllLogits(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask, use_cache):
         return self.inner[0](input_ids=input_ids, attention_mask=attention_mask)
-
-
-def plain_loop(model, rows, max_length):
-    """One example at a time, one token at a time."""
-    sums = []
-    for prompt, answer in rows:
-        tokens = [*prompt, *answer][:max_length]
-        total = 0.0
-        logits = model(input_ids=torch.tensor([tokens])).logits[0]
-        for position in range(len(prompt), len(tokens)):
-            shares = torch.log_softmax(logits[position - 1].double(), dim=-1)
-            total += float(shares[tokens[position]])
-        sums.append(total)
-    return np.array(sums)
 
 
 def score(model, rows, max_length=None, token_budget=64):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,34 +12,25 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import assets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from axolotl.utils.dict import DictDefault
 from peft import LoraConfig, get_peft_model
-from test_generation import EOS, PROMPTS, SETTINGS, VOCABULARY, model
-from vllm_serving import CPU_VLLM
+from sampled import EOS, HERE, PROMPTS, SETTINGS, engine_with, rollouts, runs, small
 
 from sera_plugin.config import parse_block
-from sera_plugin.data.candidates import Source
 from sera_plugin.host import vllm as host
 from sera_plugin.host.vllm_settings import VllmSettings
 from sera_plugin.runtime.errors import SeraConfigError, VllmError
-from sera_plugin.sampling.sampler import Sampler
-from sera_plugin.sampling.settings import Serving
-from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.sampling.vllm_engine import VllmEngine
 from sera_plugin.sampling.vllm_protocol import Probe, answers_of, options_for
 from sera_plugin.sampling.vllm_weights import weights_of
-from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.training.checks import check_config
 
-__all__ = ["model"]
 TWO = [replace(PROMPTS[0]), replace(PROMPTS[1])]
 WANTED = replace(SETTINGS, num_candidates=2, max_new_tokens=3)
-HERE = VllmSettings("server", "http://127.0.0.1:1", 2.0, 0.9, 64, False, False)
 
 
 def half(prompt: Any, copy: int, count: int) -> np.ndarray:
@@ -133,10 +122,6 @@ def lora(bare: Any, **changes: Any) -> Any:
             if "lora_" in name or "modules_to_save" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return adapted
-
-
-def small() -> Any:
-    return assets.small_llama(VOCABULARY, pad_token_id=0, eos_token_id=EOS, bos_token_id=None)
 
 
 def trls_own(adapted: Any) -> dict[str, torch.Tensor]:
@@ -281,30 +266,6 @@ def test_zero3_is_allowed(cpu_vllm: None) -> None:
     check_config(DictDefault(HOST | zero3), config)
 
 
-@pytest.fixture
-def cpu_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL finds the engine for CPU in the place of vLLM."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-        if name not in os.environ or not os.environ[name]:
-            monkeypatch.delenv(name)
-    for name in ("current_device", "get_device_properties"):
-        monkeypatch.setattr(torch.cuda, name, getattr(torch.cuda, name))
-    monkeypatch.syspath_prepend(CPU_VLLM)
-    ours = ("vllm", "trl.generation")
-
-    def loaded() -> dict[str, Any]:
-        return {n: m for n, m in sys.modules.items() if n in ours or n.startswith("vllm.")}
-
-    before = loaded() | {n: m for n, m in sys.modules.items() if n.startswith("trl.generation.")}
-    for name in before:
-        del sys.modules[name]
-    yield
-    for name in [*loaded(), *(n for n in sys.modules if n.startswith("trl.generation."))]:
-        sys.modules.pop(name, None)
-    sys.modules.update(before)
-
-
 @contextmanager
 def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Iterator[Any]:
     """TRL's client at a service that answers its n-th request with a status and a text."""
@@ -392,29 +353,6 @@ def test_no_server_is_one_sentence_within_the_time(cpu_vllm: None) -> None:
     assert time.monotonic() - start < 20
 
 
-@contextmanager
-def of(policy: Any) -> Iterator[Any]:
-    with inference(policy):
-        yield policy
-
-
-def engine_with(policy: Any, settings: VllmSettings) -> VllmEngine:
-    accelerator = Accelerator(cpu=True)
-    vllm = host.connect(policy, None, accelerator, settings)
-    return VllmEngine(accelerator, vllm, settings.mode == "server")
-
-
-def runs(policy: Any) -> Serving:
-    """What ``serving`` takes: the models of a run, a scorer, and pairs."""
-    rows = [
-        {"prompt_ids": list(prompt.token_ids), "chosen_ids": [4, 5, 6, EOS]} for prompt in PROMPTS
-    ]
-    pairs: Any = SimpleNamespace(ids=tuple(p.example_id for p in PROMPTS), dataset=rows)
-    policies: Any = SimpleNamespace(policy=lambda: of(policy), unwrapped=policy)
-    scorer = Scorer(Accelerator(cpu=True), 0, 64, 10_000)
-    return Serving(policies, scorer, pairs, Source.POLICY, 64)
-
-
 @pytest.fixture
 def colocated(cpu_vllm: None, tmp_path: Any, model: Any) -> Callable[..., tuple[VllmEngine, Any]]:
     """An engine in this process that started from other weights than the policy has."""
@@ -432,13 +370,6 @@ def colocated(cpu_vllm: None, tmp_path: Any, model: Any) -> Callable[..., tuple[
         return engine, engine.vllm._llm
 
     return start
-
-
-def rollouts(engine: VllmEngine | None, policy: Any, **changes: Any) -> Any:
-    chosen = TransformersEngine() if engine is None else engine
-    sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), chosen)
-    with torch.no_grad():
-        return sampler.rollouts(policy, PROMPTS, 42, 2, synced=False)
 
 
 def test_after_sleep_and_wake_the_weights_are_the_new_ones(colocated: Any) -> None:

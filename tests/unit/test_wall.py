@@ -191,7 +191,8 @@ def test_only_what_hosts_promise_is_imported_outside_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in sorted(names)]
+    ("module", "name"),
+    [(module, name) for module, names in PUBLIC.items() for name in sorted(names)],
 )
 def test_what_may_be_imported_is_there(module: str, name: str) -> None:
     assert hasattr(importlib.import_module(module), name), (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PAIRS = 1_000_000
 SCRIPT = f"""
 import hashlib, io, re, time
@@ -38,6 +40,8 @@ print(peak() - before, seconds)
 """
 
 
+@pytest.mark.cli
+@pytest.mark.apart
 def test_a_million_pairs_take_hundreds_of_megabytes_and_seconds() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ENVIRONMENT
-from test_generation import PROMPTS, SETTINGS
-from test_objects import free_port
-from test_vllm import HERE, cpu_vllm, engine_with, rollouts, runs, small
+from command_line import SHIM, RunCli
+from ranks import free_port
+from sampled import HERE, PROMPTS, SETTINGS, engine_with, rollouts, runs, small
 from vllm_serving import Serving, environment, serving
 
 from sera_plugin.runtime.errors import VllmError
@@ -24,7 +21,6 @@ from sera_plugin.runtime.shards import Origin
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.vllm_engine import VllmEngine
 
-__all__ = ["cpu_vllm"]
 pytestmark = pytest.mark.cli
 
 
@@ -100,6 +96,7 @@ def test_weights_that_do_not_arrive_are_found(cpu_vllm: None, server: Serving, f
         assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)
 
 
+@pytest.mark.apart
 def test_a_server_that_dies_costs_no_finished_shard(
     cpu_vllm: None, base: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +134,7 @@ WORK = """
 import sys
 from accelerate import Accelerator
 from sera_plugin.sampling.vllm_engine import VllmEngine
-from test_generation import PROMPTS, SETTINGS
+from sampled import PROMPTS, SETTINGS
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -172,29 +169,9 @@ for has_server, failing in ((True, None), (True, 0), (False, 1), (False, None)):
 """
 
 
-def test_what_fails_on_one_rank_is_raised_on_all() -> None:
-    env = ENVIRONMENT | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    folder = str(Path(__file__).parent)
-    support = str(Path(__file__).parents[1] / "support")
-    paths = [folder, support, str(Path(folder).parent), str(Path(folder).parents[1])]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{WORK}"],
-            env=env | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-4000:]
+@pytest.mark.apart
+def test_what_fails_on_one_rank_is_raised_on_all(run_ranks: RunCli, tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    env = SHIM | {"ACCELERATE_USE_CPU": "true"}
+    run_ranks("--standalone", "--nproc_per_node", "2", script, env=env, timeout=280)
