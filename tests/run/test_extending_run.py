@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, output_dir
 from snippets import EXTENDING, sera_blocks, write_modules
 from transformers import AutoTokenizer
 
@@ -17,7 +17,7 @@ PHRASES = {"apple river stone", "green cloud", "dark"}
 
 
 def test_a_signal_a_rule_a_judge_and_an_engine_of_ones_own(
-    config: MakeConfig, warm_cli: RunCli, llama: Path, tmp_path: Path
+    config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path
 ) -> None:
     assert len(write_modules(EXTENDING, tmp_path)) == 4
     selection: dict[str, object] = {}
@@ -26,7 +26,7 @@ def test_a_signal_a_rule_a_judge_and_an_engine_of_ones_own(
         selection |= block.get("selection", {})
         bootstrap |= block.get("bootstrap", {})
     path = config(num_epochs=2, sera={"selection": selection, "bootstrap": bootstrap})
-    warm_cli("train", path, "--launcher", "python", env={"PYTHONPATH": str(tmp_path)})
+    run_cli("train", path, "--launcher", "python", env={"PYTHONPATH": str(tmp_path)})
 
     sera = output_dir(path) / "sera"
     settings = json.loads((sera / "run.json").read_text())["sera"]

@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from test_metrics import PAIRS, review_of
-from test_records import Letters
+from reviews import PAIRS, Letters, review_of
 
 from sera_plugin.data.columns import (
     BootstrappedPairs,

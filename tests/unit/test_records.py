@@ -9,19 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from reviews import Letters
 
 from sera_plugin.data import texts as records
 from sera_plugin.data.columns import Pairs
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.runtime.errors import StoreError
-
-
-class Letters:
-    """Decodes token n as the n-th letter."""
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        assert not skip_special_tokens
-        return "".join(chr(ord("a") + i) for i in ids)
 
 
 def rows(count: int) -> list[dict[str, Any]]:
