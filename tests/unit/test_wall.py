@@ -64,7 +64,8 @@ def trees(folder: Path) -> dict[str, ast.Module]:
 
 
 def is_private(name: object) -> bool:
-    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+    # Names like `_value_` are how enum documents what a class may define.
+    return isinstance(name, str) and name.startswith("_") and not name.endswith("_")
 
 
 def is_own(node: ast.AST) -> bool:
