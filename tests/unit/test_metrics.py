@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from reviews import DECISION, PAIRS, logps, review_of, table_of
+from reviews import DECISION, PAIRS, QUIET, logps, review_of, table_of
 
 from sera_plugin.data.metrics import METRICS, SET, label_of, metrics_as_markdown, metrics_of
 from sera_plugin.review.guard import Signals
