@@ -30,7 +30,7 @@ OFF = {"off", "0", "false", "no"}
 DEFAULT_SEED = 42
 
 
-class SeRAPlugin(BasePlugin):
+class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
     """Turns a DPO or IPO run with a ``sera:`` block into SeRA; without one it does nothing."""
 
     _config: SeraConfig | None = None

@@ -102,7 +102,7 @@ def write_kept(table: pa.Table, share: float, path: Path) -> int:
     are never among them.
     """
     known = int(np.isfinite(table[RankedPairs.MARGIN].to_numpy()).sum())
-    count = min(known, max(1, round(share * table.num_rows)))
+    count: int = min(known, max(1, round(share * table.num_rows)))
     kept = table.slice(known - count, count)
     names = [*TEXTS, RankedPairs.EXAMPLE_ID, RankedPairs.MARGIN]
     _write_lines(path, _rows(kept.select(names)))

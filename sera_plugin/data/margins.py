@@ -50,7 +50,8 @@ class PairLogps:
     @property
     def finite(self) -> np.ndarray:
         """Mask of the pairs with two finite numbers, bool, shape (n,)."""
-        return np.isfinite(self.chosen) & np.isfinite(self.rejected)
+        both: np.ndarray = np.isfinite(self.chosen) & np.isfinite(self.rejected)
+        return both
 
     def aligned(self, ids: Sequence[str]) -> PairLogps:
         """The rows of ``ids``, in that order.
@@ -85,10 +86,12 @@ def margins(
         ValueError: if ``kind`` is unknown.
     """
     if kind == "sum":
-        return ratios.chosen - ratios.rejected
+        difference: np.ndarray = ratios.chosen - ratios.rejected
+        return difference
     if kind == "mean":
         chosen = ratios.chosen / np.maximum(chosen_tokens, 1)
-        return chosen - ratios.rejected / np.maximum(rejected_tokens, 1)
+        per_token: np.ndarray = chosen - ratios.rejected / np.maximum(rejected_tokens, 1)
+        return per_token
     raise ValueError(f"unknown kind of margin {kind!r}; allowed are sum and mean")
 
 
@@ -130,7 +133,8 @@ def external_margins(dataset: Dataset, settings: ExternalConfig) -> np.ndarray:
     if settings.margin:
         return _numbers(dataset, settings.margin)
     chosen, rejected = (_numbers(dataset, column) for column in _scores(settings).values())
-    return chosen - rejected
+    margin: np.ndarray = chosen - rejected
+    return margin
 
 
 def _scores(settings: ExternalConfig) -> dict[str, str]:
@@ -188,7 +192,8 @@ def rank(ids: Sequence[str], margins: np.ndarray) -> np.ndarray:
     if not (margins < np.inf).all():
         bad = int(np.flatnonzero(~(margins < np.inf))[0])
         raise ValueError(f"the margin of example {ids[bad]} is {margins[bad]}, not a finite number")
-    return np.lexsort((np.asarray(ids, dtype=np.str_), -margins))
+    order: np.ndarray = np.lexsort((np.asarray(ids, dtype=np.str_), -margins))
+    return order
 
 
 def overlap(kept: np.ndarray, previous: np.ndarray) -> float:

@@ -77,7 +77,8 @@ class ReviewTable:
         ids = tuple(table[Margins.EXAMPLE_ID].to_pylist())
 
         def numbers(column: Margins) -> np.ndarray:
-            return table[column].to_numpy()
+            values: np.ndarray = table[column].to_numpy()
+            return values
 
         return cls(
             ids,

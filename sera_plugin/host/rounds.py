@@ -56,7 +56,7 @@ class Rounds(Protocol):
     def open(self, host: HostRun, schedule: Schedule, start: Start) -> None:
         """Called once, when all models are prepared and before the first evaluation or step."""
 
-    def dataset(self, number: int) -> TorchDataset:
+    def dataset(self, number: int) -> TorchDataset[Any]:
         """The pairs of round ``number`` (from 1), in training order, with reference log-probs."""
 
     def close_round(self, number: int) -> None:

@@ -107,13 +107,14 @@ class FunctionJudge:
             self._tokenizer.decode(list(q.completion_ids), skip_special_tokens=True)
             for q in questions
         ]
-        return self._function(
+        scores: Sequence[float | None] = self._function(
             prompts=prompts,
             completions=completions,
             prompt_ids=[list(q.prompt_ids) for q in questions],
             completion_ids=[list(q.completion_ids) for q in questions],
             example_ids=[q.example_id for q in questions],
         )
+        return scores
 
 
 def _source_hash(function: Callable[..., Any]) -> str:

@@ -51,7 +51,10 @@ def loss_difference(
     Raises:
         ValueError: for another loss.
     """
-    return _losses(policy_margin, beta, loss_type) - _losses(auxiliary_margin, beta, loss_type)
+    difference: np.ndarray = _losses(policy_margin, beta, loss_type) - _losses(
+        auxiliary_margin, beta, loss_type
+    )
+    return difference
 
 
 def _losses(margin: np.ndarray, beta: float, loss_type: str) -> np.ndarray:

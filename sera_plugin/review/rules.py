@@ -101,7 +101,8 @@ def lossdiff_irm(evidence: Evidence) -> np.ndarray:
         raise RuleError("sera.selection.rule: lossdiff_irm needs an auxiliary policy's losses.")
     margin = percentiles(evidence.ids, evidence.margin)
     loss = percentiles(evidence.ids, evidence.loss_difference)
-    return -np.maximum(np.abs(margin - 50.0), np.abs(loss - 50.0))
+    scores: np.ndarray = -np.maximum(np.abs(margin - 50.0), np.abs(loss - 50.0))
+    return scores
 
 
 def external(evidence: Evidence, external: ExternalConfig) -> np.ndarray:
@@ -137,7 +138,8 @@ def fused(
     """
     implicit = log_odds(evidence.margin, implicit_scale)
     external = log_odds(_external(evidence), external_scale)
-    return implicit + np.nan_to_num(external, nan=0.0)
+    scores: np.ndarray = implicit + np.nan_to_num(external, nan=0.0)
+    return scores
 
 
 def _external(evidence: Evidence) -> np.ndarray:

@@ -38,7 +38,10 @@ class History:
         measured = np.isfinite(self.margin)
         count = np.maximum(1, measured.sum(axis=0))
         mean = np.where(measured, self.margin, 0.0).sum(axis=0) / count
-        return np.sqrt(np.where(measured, (self.margin - mean) ** 2, 0.0).sum(axis=0) / count)
+        deviation: np.ndarray = np.sqrt(
+            np.where(measured, (self.margin - mean) ** 2, 0.0).sum(axis=0) / count
+        )
+        return deviation
 
     def negative(self, reviews: int, deviations: float) -> np.ndarray:
         """Pairs whose ensembled margin was clearly negative, bool, shape (n,).

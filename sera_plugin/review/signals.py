@@ -57,7 +57,8 @@ def margin(given: SignalInput) -> np.ndarray:
 
 def length(given: SignalInput) -> np.ndarray:
     """Tokens of the chosen answer minus tokens of the rejected one."""
-    return given.chosen_tokens - given.rejected_tokens
+    longer: np.ndarray = given.chosen_tokens - given.rejected_tokens
+    return longer
 
 
 def measured(names: Sequence[str], given: SignalInput) -> dict[str, np.ndarray]:

@@ -30,7 +30,10 @@ def shared(read: Callable[[], T]) -> T:
     content = pickle.dumps(found) if state.is_main_process else b""
     (size,) = _broadcast(len(content))
     pieces = [_broadcast(content[i : i + AT_ONCE])[0] for i in range(0, size, AT_ONCE)]
-    return found if state.is_main_process else pickle.loads(b"".join(pieces))
+    if not state.is_main_process:
+        found = pickle.loads(b"".join(pieces))
+    whole: T = found
+    return whole
 
 
 def gathered(found: list[T]) -> list[T]:

@@ -93,9 +93,10 @@ def engine_class(value: str) -> type[Engine]:
             f"{ENGINES.key}: {value} has no {', '.join(missing)}; an engine is a class with "
             f"{', '.join(needed)}."
         )
-    if found.name in ENGINES.names and found.name != value:
+    name = str(found.name)
+    if name in ENGINES.names and name != value:
         raise SeraConfigError(
-            f"{ENGINES.key}: {value} has the name of a built-in engine, {found.name}, whose stored "
+            f"{ENGINES.key}: {value} has the name of a built-in engine, {name}, whose stored "
             "answers it would be given; set the attribute name to another one."
         )
     return found

@@ -23,7 +23,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
 )
-from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from sera_plugin.host.cache import growing_cache
 

@@ -23,7 +23,8 @@ from sera_plugin.sampling.vllm_weights import weights_of
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
     from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
-    from sera_plugin.scoring.scorer import Forward, Scorer
+    from sera_plugin.scoring.logps import Forward
+    from sera_plugin.scoring.scorer import Scorer
 
 KEY = "sera.bootstrap.engine: vllm"
 

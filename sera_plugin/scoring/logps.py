@@ -52,7 +52,8 @@ def watching(head: torch.nn.Module, wanted: torch.Tensor, tokens: torch.Tensor) 
     def logps_only(hidden: torch.Tensor) -> torch.Tensor:
         if hidden.shape[:2] != wanted.shape:
             found.logps = None
-            return forward(hidden)
+            logits: torch.Tensor = forward(hidden)
+            return logits
         picked = hidden[wanted]
         logps = [
             selective_log_softmax(forward(part).float()[None], of_part[None])[0]

@@ -25,7 +25,8 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.memory import Placement, choose_gather, resting_place
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin
-from sera_plugin.scoring.scorer import Forward, inference
+from sera_plugin.scoring.logps import Forward
+from sera_plugin.scoring.scorer import inference
 from sera_plugin.scoring.snapshot import Snapshot
 
 LOG = logger(__name__)

@@ -13,11 +13,11 @@ from typing import Any
 
 from sera_plugin.data.columns import Pairs
 from sera_plugin.data.ids import dataset_hash
-from sera_plugin.data.store import RunStore, StoreError
+from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import RoundRecord
 from sera_plugin.data.texts import write_pairs
 from sera_plugin.host.rounds import Start
-from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.errors import SeraConfigError, StoreError
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.version import __version__
@@ -74,7 +74,7 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
     if names - {store.work.name, Pairs.file} != {"run.json"}:
         return False
     try:
-        return store.read_run() == json.loads(json.dumps(settings))
+        return bool(store.read_run() == json.loads(json.dumps(settings)))
     except (OSError, ValueError, StoreError):
         return False
 

@@ -146,7 +146,7 @@ class ReviewedRounds:
             known = shared(lambda: Recorded.load(checkpoint, self._pairs.ids))
         self._recorder = Recorder(self._pairs, known)
 
-    def dataset(self, number: int) -> TorchDataset:
+    def dataset(self, number: int) -> TorchDataset[Any]:
         run, resumed = self._run, self._within == number
         if not run.schedule.rounds[number - 1].reviewed:
             rows = full_round(run.pairs.ids, run.host.seed, number, self._found.bad_ids)
@@ -158,11 +158,12 @@ class ReviewedRounds:
         if self._recorder is not None:
             self._recorder.begin(number, rows)
         assert self._found.reference is not None
-        dataset: Any = RoundDataset(
-            rows, run.pairs.dataset, run.pairs.position, self._found.reference
-        )
+        pairs, reference = run.pairs, self._found.reference
+        plain: Any = RoundDataset(rows, pairs.dataset, pairs.position, reference)
+        dataset: TorchDataset[Any] = plain
         if run.refiner is not None:
-            dataset = run.refiner.open_round(number, dataset, resumed=resumed)
+            refined: Any = run.refiner.open_round(number, plain, resumed=resumed)
+            dataset = refined
         self._started = time.perf_counter()
         self._tokens_before = self._trainer.trained_tokens
         return dataset

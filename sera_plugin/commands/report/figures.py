@@ -38,7 +38,7 @@ def layout(x: str = "", y: str = "", **more: Any) -> dict[str, Any]:
 
 
 def lines(
-    name: str, title: str, caption: str, series: Mapping[str, tuple[Sequence, Sequence]],
+    name: str, title: str, caption: str, series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
     x: str, y: str, **more: Any,
 ) -> Figure | None:  # fmt: skip
     """Series of (x, y) as lines, or None if none has a point."""

@@ -75,7 +75,8 @@ def text_bytes(pairs: pa.Table, names: Sequence[str] = TEXTS) -> np.ndarray:
     """Bytes of each pair on a page, about, int64."""
     # Characters take up to 4 bytes each, and a control character 6 as JSON.
     sizes = [np.minimum(pc.binary_length(pairs[name]).to_numpy(), 4 * CUT) for name in names]
-    return np.sum(sizes, axis=0).astype(np.int64) + ROW
+    found: np.ndarray = np.sum(sizes, axis=0).astype(np.int64) + ROW
+    return found
 
 
 def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) -> Shown:

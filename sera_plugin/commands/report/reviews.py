@@ -86,4 +86,5 @@ def _aligned(
 def _mask(table: pa.Table, column: Margins) -> np.ndarray:
     if column not in table.column_names:
         return np.zeros(table.num_rows, dtype=bool)
-    return table[column].to_numpy(zero_copy_only=False).astype(bool)
+    found: np.ndarray = table[column].to_numpy(zero_copy_only=False).astype(bool)
+    return found

@@ -92,7 +92,7 @@ def _movement(reviews: Reviews) -> Iterator[Figure]:
         )
 
 
-def _by_round(run: RunFiles, names: Mapping[str, str]) -> dict[str, tuple[list, list]]:
+def _by_round(run: RunFiles, names: Mapping[str, str]) -> dict[str, tuple[list[Any], list[Any]]]:
     series = {}
     for label, name in names.items():
         there = [s for s in run.rounds if isinstance(s.summary.get(name), (int, float))]
@@ -267,7 +267,7 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> Iterator[Figure | None]:
     )  # fmt: skip
 
 
-def _curve(log: Sequence[Mapping[str, Any]], name: str) -> tuple[list, list]:
+def _curve(log: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any], list[Any]]:
     points = [
         (entry.get("step"), float(entry[name]))
         for entry in log
