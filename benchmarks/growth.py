@@ -24,7 +24,7 @@ from benchmarks.presets import PRESETS, Preset
 from benchmarks.summary import line, slope
 from sera_plugin.data.ids import permutation
 from sera_plugin.data.margins import PairLogps, ensemble, log_ratios, margins, rank
-from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
@@ -94,7 +94,7 @@ def _scoring(model: torch.nn.Module, count: int) -> dict[str, float]:
     read = time.perf_counter()
     scorer = Scorer(Accelerator(cpu=True), 0, 64, TOKEN_BUDGET)
     with inference(model):
-        scorer.logps(model, OfflineAnswers(pairs), f"{count} pairs")
+        scorer.logps(model, OfflineCompletions(pairs), f"{count} pairs")
     return {"reading": read - start, "scoring": time.perf_counter() - read}
 
 
@@ -136,7 +136,7 @@ def _generation(model: Any, count: int) -> float:
     sampler = Sampler(Accelerator(cpu=True), settings, TransformersEngine())
     with inference(model):
         start = time.perf_counter()
-        sampler.rollouts(model, prompts, 7, 2, synced=False)
+        sampler.completions(model, prompts, 7, 2, synced=False)
         return time.perf_counter() - start
 
 

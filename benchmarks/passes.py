@@ -18,10 +18,10 @@ import torch
 
 from benchmarks import naive
 from benchmarks.hardware import forward_flops, rates, synchronize
-from sera_plugin.data.pairs import OfflineAnswers
+from sera_plugin.data.pairs import OfflineCompletions
 from sera_plugin.sampling.paged_engine import PagedEngine
 from sera_plugin.sampling.sampler import Prompt
-from sera_plugin.scoring.scorer import Answers
+from sera_plugin.scoring.scorer import CompletionList
 
 SLOW_PAIRS = 24
 """Pairs that the slow reference scores, one by one."""
@@ -70,7 +70,7 @@ class Bench:
         return list(zip(*(dataset[name] for name in names), strict=True))
 
     def _fast(self, forward: Any) -> Any:
-        answers = OfflineAnswers(self.trainer.pairs)
+        answers = OfflineCompletions(self.trainer.pairs)
         return self.trainer.reviewer.scorer.logps(forward, answers, "benchmark: scoring")
 
     def _naive(
@@ -112,7 +112,7 @@ class Bench:
     def margins(self) -> dict[str, float]:
         """Largest difference of margins to a reference that goes pair by pair, in float64."""
         rows = self._rows()[:SLOW_PAIRS]
-        answers = Answers([(prompt, answer) for prompt, *both in rows for answer in both])
+        answers = CompletionList([(prompt, answer) for prompt, *both in rows for answer in both])
         scorer, found = self.trainer.reviewer.scorer, {}
         for name in ("policy", "reference"):
             with getattr(self.trainer.policies, name)() as forward:
@@ -130,7 +130,7 @@ class Bench:
         }
 
     def generation(self, count: int, batch: int, paged: bool) -> dict[str, Any]:
-        """Answers to the first prompts of the dataset, both ways, and by continuous batching."""
+        """Completions to the first prompts of D, both ways, and by continuous batching."""
         trainer, settings = self.trainer, self.trainer.sampling
         token_ids = [ids for ids in trainer.pairs.dataset["prompt_ids"] if settings.room(len(ids))]
         prompts = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(token_ids[:count])]
@@ -182,7 +182,7 @@ class Bench:
     def flops(self) -> dict[str, float]:
         """Operations of a forward pass over all pairs, and per token of the rows."""
         pairs = self.trainer.pairs
-        rows = OfflineAnswers(pairs).lengths
+        rows = OfflineCompletions(pairs).lengths
         answers = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1).reshape(-1)
         total = forward_flops(self.trainer.policies.unwrapped, rows, answers)
         return {"scoring_pass": total, "per_token": total / float(rows.sum())}

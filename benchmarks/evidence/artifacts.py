@@ -30,7 +30,7 @@ def parse_prompts(texts: Sequence[str]) -> Prompts:
 
 
 def parse_answers(texts: Sequence[str]) -> np.ndarray:
-    """Answers from their text, shape (n, MOST_WORDS); other tokens than words are left out."""
+    """Completions from their text, shape (n, MOST_WORDS); other tokens than words are left out."""
     answers = np.full((len(texts), MOST_WORDS), NONE)
     for row, text in enumerate(texts):
         found = [WORD[word] for word in text.split() if word in WORD][:MOST_WORDS]

@@ -14,7 +14,7 @@ from benchmarks.evidence.policy import sample
 from benchmarks.evidence.world import NONE, Prompts, World, Writer, with_marker
 
 ANSWERS = 4
-"""Answers per prompt; a pair is the best of them against another one."""
+"""Completions per prompt; a pair is the best of them against another one."""
 WRITERS = (
     Writer(best_of=6),
     Writer(sharpness=0.3, best_of=2, worst=True),
@@ -57,7 +57,7 @@ class PairSet:
 
 
 def on_policy(world: World, model: PreTrainedModel, count: int, seed: int) -> Candidates:
-    """Answers that the SFT model samples at temperature 1."""
+    """Completions that the SFT model samples at temperature 1."""
     prompts = world.prompts("train", count, seed=2 + seed)
     ids = np.repeat(words.prompt_ids(prompts), ANSWERS, axis=0)
     answers = words.answers_of_ids(sample(model, ids, seed))
@@ -65,7 +65,7 @@ def on_policy(world: World, model: PreTrainedModel, count: int, seed: int) -> Ca
 
 
 def off_policy(world: World, count: int, seed: int) -> Candidates:
-    """Answers of other writers, drawn anew for every answer."""
+    """Completions of other writers, drawn anew for every answer."""
     prompts = world.prompts("train", count, seed=2 + seed)
     by_writer = np.stack(
         [

@@ -97,7 +97,7 @@ def sample(
     temperature: float = 1.0,
     batch: int = 512,
 ) -> np.ndarray:
-    """Answers of a policy, token ids of shape (n, MOST_WORDS + 1), PAD behind EOS.
+    """Completions of a policy, token ids of shape (n, MOST_WORDS + 1), PAD behind EOS.
 
     Args:
         model: the policy, on any device.

@@ -32,7 +32,7 @@ class ProbeConfig(BaseModel):
     result: str = Field(description="JSON file that is written at the end of training.")
     points: int = Field(default=6, description="Points of the curve, equal shares of all updates.")
     prompts: int = Field(default=256, description="Held-out prompts.")
-    repeats: int = Field(default=4, description="Answers per prompt at the last point.")
+    repeats: int = Field(default=4, description="Completions per prompt at the last point.")
 
 
 class ProbeArgs(BaseModel):

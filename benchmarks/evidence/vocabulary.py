@@ -63,7 +63,7 @@ def prompt_text(prompts: Prompts, quality: str = ANY) -> list[str]:
 
 
 def answer_text(answers: np.ndarray) -> list[str]:
-    """Answers as text with their ending."""
+    """Completions as text with their ending."""
     return [" ".join([*(CONTENT[w] for w in row if w != NONE), EOS]) for row in answers]
 
 
@@ -95,7 +95,7 @@ def answer_ids(answers: np.ndarray) -> np.ndarray:
 
 
 def answers_of_ids(ids: np.ndarray) -> np.ndarray:
-    """Answers in sampled token ids, shape (n, MOST_WORDS): up to EOS, other tokens left out."""
+    """Completions in sampled token ids, shape (n, MOST_WORDS): up to EOS, other tokens left out."""
     ended = np.cumsum(ids == IDS[EOS], axis=1) > 0
     words = np.where(ended | (ids < FIRST_WORD), NONE, ids - FIRST_WORD)
     order = np.argsort(words == NONE, axis=1, kind="stable")

@@ -137,7 +137,7 @@ class World:
         )
 
     def write(self, prompts: Prompts, writer: Writer, *purpose: str | int) -> np.ndarray:
-        """Answers by the grammar, shape (n, MOST_WORDS).
+        """Completions by the grammar, shape (n, MOST_WORDS).
 
         Args:
             prompts: what is answered.

@@ -157,7 +157,7 @@ def _scored(
 ) -> dict[str, Any]:
     from accelerate import Accelerator
 
-    from sera_plugin.data.pairs import OfflineAnswers
+    from sera_plugin.data.pairs import OfflineCompletions
     from sera_plugin.data.texts import text_column
     from sera_plugin.scoring.scorer import Scorer
 
@@ -169,7 +169,7 @@ def _scored(
     found = {}
     for name, model in (("reference", models.reference), ("policy", models.policy)):
         with model() as forward:
-            done = scorer.logps(forward, OfflineAnswers(offline), f"Scoring with the {name}")
+            done = scorer.logps(forward, OfflineCompletions(offline), f"Scoring with the {name}")
         found[name] = offline.pair_logps(done.logps)
     ratios = log_ratios(found["policy"], found["reference"])
     own = margins(ratios, offline.chosen_tokens, offline.rejected_tokens, kind)

@@ -90,18 +90,19 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
     names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
     review = stored.table(Margins, *names)
     margins = dict(zip(*(review[name].to_pylist() for name in names), strict=True))
-    fresh = {
-        pair[BootstrappedPairs.EXAMPLE_ID]: pair for pair in read_json_lines(stored.fresh_path)
+    bootstrapped = {
+        pair[BootstrappedPairs.EXAMPLE_ID]: pair
+        for pair in read_json_lines(stored.bootstrapped_path)
     }
     for row in stored.table(Rows).to_pylist():
         example_id = row[Rows.EXAMPLE_ID]
         if row[Rows.CHOSEN_IDS] is None:
             swapped = bool(row.get(Rows.FLIPPED))
             yield _offline(pairs, example_id, margins.get(example_id), swapped=swapped)
-        elif example_id not in fresh:
-            raise RunError(f"{stored.fresh_path} lacks the new pair of {example_id}.")
+        elif example_id not in bootstrapped:
+            raise RunError(f"{stored.bootstrapped_path} lacks the new pair of {example_id}.")
         else:
-            yield _bootstrapped(fresh[example_id])
+            yield _bootstrapped(bootstrapped[example_id])
 
 
 def _offline(

@@ -189,7 +189,7 @@ def plan_round(
         processes: GPUs.
         speed: tokens per second.
         rates: learning rate at both ends.
-        first_review: whether no earlier policy can score fresh answers yet.
+        first_review: whether no earlier policy can score sampled completions yet.
     """
     bootstrap = config.bootstrap
     prompts = share_of(bootstrap.prompts, lengths.pairs) if size.bootstrapped else 0

@@ -64,10 +64,10 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
 
     rows = tokenized(meta.train_dataset, tokenizer, cfg.sequence_len)
     train = OfflinePairs.of(rows, cfg.sequence_len)
-    held_out = 0
+    evaluation = 0
     if meta.eval_dataset is not None and len(meta.eval_dataset):
         given = tokenized(meta.eval_dataset, tokenizer, cfg.sequence_len)
-        held_out = total(OfflinePairs.of(given, cfg.sequence_len))
+        evaluation = total(OfflinePairs.of(given, cfg.sequence_len))
     if len(train) < 2:
         raise SeraConfigError(
             f"datasets: {len(train)} pairs are left whose prompt is below sequence_len: "
@@ -79,7 +79,7 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
         prompt=float(train.prompt_tokens.mean()),
         answer=float(answers.mean()),
         total=total(train),
-        evaluation=held_out,
+        evaluation=evaluation,
         refined=_refined(cfg, config, train, rows, tokenizer),
     )
 

@@ -21,7 +21,9 @@ class BootstrapConfig(Block):
         description="Bootstrapped pairs per reviewed round, relative to |D|; 0 switches "
         "bootstrapping off.",
     )
-    num_candidates: Int = Field(default=4, ge=1, le=1024, description="Answers sampled per prompt.")
+    num_candidates: Int = Field(
+        default=4, ge=1, le=1024, description="Completions sampled per prompt."
+    )
     prompts: Float = Field(
         default=0.6,
         gt=0,

@@ -88,7 +88,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class FreshPair:
+class BootstrappedPair:
     """A bootstrapped pair: best against worst of a pool; ``margin`` is its reward difference."""
 
     example_id: str
@@ -107,7 +107,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Completion:
     """A sampled answer: tokens with their ending if it finished."""
 
     token_ids: tuple[int, ...]

@@ -84,7 +84,7 @@ class OfflinePairs:
         return len(self.ids)
 
     def pair_logps(self, logps: np.ndarray) -> PairLogps:
-        """Log-probs of ``OfflineAnswers`` (chosen at 2i, rejected at 2i+1) by example id."""
+        """Log-probs of ``OfflineCompletions`` (chosen at 2i, rejected at 2i+1) by example id."""
         return PairLogps(self.ids, logps[0::2], logps[1::2])
 
 
@@ -104,7 +104,7 @@ def list_rows(column: pa.ChunkedArray) -> list[np.ndarray]:
     return [values[a:b] for a, b in pairwise(starts)]
 
 
-class OfflineAnswers:
+class OfflineCompletions:
     """Both answers of every pair as completions: chosen of pair i at 2i, rejected at 2i+1."""
 
     def __init__(self, pairs: OfflinePairs) -> None:
@@ -143,7 +143,7 @@ def with_reference_columns(dataset: Dataset, logps: PairLogps) -> Dataset:
     return dataset
 
 
-class HeldOut:
+class EvaluationPairs:
     """Evaluation pairs by name, and their log-probs under the reference of the round.
 
     Args:

@@ -45,7 +45,7 @@ class StoredRound:
         return _read_parquet(self.folder / file.file, columns)
 
     @property
-    def fresh_path(self) -> Path:
+    def bootstrapped_path(self) -> Path:
         """The bootstrapped pairs as text."""
         return self.folder / BootstrappedPairs.file
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from sera_plugin.data.candidates import FreshPair
+from sera_plugin.data.candidates import BootstrappedPair
 from sera_plugin.data.ids import permutation
 from sera_plugin.data.margins import PairLogps
 
@@ -24,25 +24,25 @@ class Composition:
         kept: ids of the top K offline pairs, best first.
         filled: ids of offline pairs in the place of bootstrapped ones that fell short; the
             next-best ones, and from the best on again once D is used up.
-        fresh: the bootstrapped pairs.
+        bootstrapped: the bootstrapped pairs.
         flipped: ids of offline pairs whose chosen and rejected answers change places.
     """
 
     kept: tuple[str, ...]
     filled: tuple[str, ...]
-    fresh: tuple[FreshPair, ...]
+    bootstrapped: tuple[BootstrappedPair, ...]
     flipped: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
-        return len(self.kept) + len(self.filled) + len(self.fresh)
+        return len(self.kept) + len(self.filled) + len(self.bootstrapped)
 
 
 def compose(
     ranked_ids: Sequence[str],
     kept: int,
     bootstrapped: int,
-    fresh: Sequence[FreshPair],
+    pairs: Sequence[BootstrappedPair],
     flipped: Collection[str] = (),
 ) -> Composition:
     """Compose a round of exactly ``kept + bootstrapped`` pairs.
@@ -51,10 +51,10 @@ def compose(
         ranked_ids: the offline ids that can be trained on, best first; at least one.
         kept: K.
         bootstrapped: planned bootstrapped pairs.
-        fresh: the bootstrapped pairs at hand, best first.
+        pairs: the bootstrapped pairs at hand, best first.
         flipped: offline ids whose answers change places.
     """
-    taken, best = tuple(fresh[:bootstrapped]), tuple(ranked_ids[:kept])
+    taken, best = tuple(pairs[:bootstrapped]), tuple(ranked_ids[:kept])
     short = kept + bootstrapped - len(taken) - len(best)
     filled = tuple(ranked_ids[(len(best) + i) % len(ranked_ids)] for i in range(short))
     return Composition(best, filled, taken, frozenset(flipped) & {*best, *filled})
@@ -100,7 +100,7 @@ def rows_of(
         repeats[example_id] = repeats.get(example_id, 0) + 1
         key = f"{example_id}/offline/{repeats[example_id]}"
         rows.append(RoundRow(key, example_id, flipped=example_id in flipped))
-    for pair in composition.fresh:
+    for pair in composition.bootstrapped:
         logps = [
             side.policy_logp if previous_reference else side.reference_logp
             for side in (pair.chosen, pair.rejected)

@@ -144,11 +144,11 @@ def plan(
     """
     keeps = tuple(keep) if isinstance(keep, Sequence) else (keep,)
     kept = [kept_count(share, pairs) for share in keeps]
-    fresh = share_of(fraction, pairs)
+    bootstrapped = share_of(fraction, pairs)
     rounds = tuple(
         RoundSize(number, pairs, 0, False)
         if number <= warmup_rounds or not reviews
-        else RoundSize(number, kept[min(number - warmup_rounds, len(kept)) - 1], fresh, True)
+        else RoundSize(number, kept[min(number - warmup_rounds, len(kept)) - 1], bootstrapped, True)
         for number in range(1, num_rounds + 1)
     )
     updates = tuple(batching.updates(size.total) for size in rounds)

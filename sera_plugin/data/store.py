@@ -109,7 +109,7 @@ class RunStore:
         self,
         number: int,
         record: RoundRecord,
-        fresh: Iterable[Mapping[str, Any]],
+        bootstrapped: Iterable[Mapping[str, Any]],
         summary: Mapping[str, Any],
         candidates: Iterable[Mapping[str, Any]] = (),
     ) -> Path:
@@ -118,13 +118,13 @@ class RunStore:
         Args:
             number: the round.
             record: what training and a resume need.
-            fresh: bootstrapped pairs as text.
+            bootstrapped: bootstrapped pairs as text.
             summary: metrics of the review.
             candidates: every answer that competed, with the columns of ``Candidates``.
         """
         final = self.round_dir(number)
         with explained(final):
-            self._put_round(number, round_files(record, fresh, candidates), summary)
+            self._put_round(number, round_files(record, bootstrapped, candidates), summary)
         return final
 
     def _put_round(

@@ -109,7 +109,9 @@ class RoundRecord:
 
 
 def round_files(
-    record: RoundRecord, fresh: Iterable[Mapping[str, Any]], candidates: Iterable[Mapping[str, Any]]
+    record: RoundRecord,
+    bootstrapped: Iterable[Mapping[str, Any]],
+    candidates: Iterable[Mapping[str, Any]],
 ) -> dict[str, bytes]:
     """The files of a round by name.
 
@@ -123,7 +125,9 @@ def round_files(
         Candidates.file: parquet_bytes(
             pa.Table.from_pylist(list(candidates), schema=Candidates.arrow())
         ),
-        BootstrappedPairs.file: "".join(json.dumps(pair) + "\n" for pair in fresh).encode("ascii"),
+        BootstrappedPairs.file: "".join(json.dumps(pair) + "\n" for pair in bootstrapped).encode(
+            "ascii"
+        ),
     }
 
 

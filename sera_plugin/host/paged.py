@@ -95,7 +95,7 @@ def paged_answers(
     warpers: Sequence[Any] = (),
     choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, list[int]]:
-    """Answers by the names of their requests, token ids, the stop token included.
+    """Completions by the names of their requests, token ids, the stop token included.
 
     Args:
         model: a causal LM without wrappers, in evaluation mode.

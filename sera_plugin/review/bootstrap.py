@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Prompt, Source
+from sera_plugin.data.candidates import BootstrappedPair, Candidate, Pool, Prompt, Source
 from sera_plugin.data.ids import permutation
 from sera_plugin.data.margins import PairLogps, check_numbers, ensemble
 from sera_plugin.data.pairs import OfflinePairs
@@ -18,7 +18,7 @@ from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.guard import Decision, decide, measure
 from sera_plugin.review.judging import Court
 from sera_plugin.review.pairing import (
-    Rollouts,
+    Sampled,
     SampleStats,
     Shortfall,
     Written,
@@ -34,7 +34,7 @@ from sera_plugin.runtime.shards import round_label
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Serving
 from sera_plugin.scoring.policies import Policies
-from sera_plugin.scoring.scorer import Answers, Phase, Scorer, phase_of
+from sera_plugin.scoring.scorer import CompletionList, Phase, Scorer, phase_of
 from sera_plugin.scoring.snapshot import Snapshot
 
 
@@ -47,7 +47,7 @@ class Bootstrapped:
     """
 
     pools: tuple[Pool, ...]
-    pairs: tuple[FreshPair, ...]
+    pairs: tuple[BootstrappedPair, ...]
     penalty: float
     short: Mapping[Shortfall, int]
     without_room: int
@@ -62,7 +62,7 @@ class Past:
 
     Attributes:
         table: the previous review, or None at the first.
-        policy: the previous review's policy, if fresh answers are ensembled too.
+        policy: the previous review's policy, if candidates are ensembled too.
         history: margins of the earlier reviews, where the rule of selection needs them.
         first_spread: the guard's ``spread`` at the first review, or None there.
     """
@@ -103,7 +103,7 @@ class Bootstrapper:
         table: ReviewTable,
         reference: PairLogps,
         past: Past,
-        held_out: Sequence[PairLogps] = (),
+        evaluation_ratios: Sequence[PairLogps] = (),
     ) -> tuple[Bootstrapped, Phase, Phase]:
         """Bootstrap for round ``size.number``; also the generation and the scoring phase.
 
@@ -112,21 +112,21 @@ class Bootstrapper:
             table: this round's review of the offline pairs.
             reference: log-probs of D under πref.
             past: what earlier reviews found.
-            held_out: log-ratios of the evaluation sets.
+            evaluation_ratios: log-ratios of the evaluation sets.
         """
         if size.bootstrapped == 0:
             return Bootstrapped((), (), 0.0, {}, 0, None), Phase(), Phase()
         prompts, without_room = self._prompts(size.number)
         label = round_label(size.number)
         written, generation = self._sample(prompts, size.number, label)
-        fresh, scoring, bad = self._score_rollouts(prompts, written, label)
-        samples = SampleStats.of(written, fresh, bad)
+        candidates, scoring, bad = self._score(prompts, written, label)
+        samples = SampleStats.of(written, candidates, bad)
         if past.policy is not None:
-            fresh, more = self._mix_previous(prompts, fresh, past.policy, label)
+            candidates, more = self._mix_previous(prompts, candidates, past.policy, label)
             scoring += more
         offline = self._offline_candidates(prompts, table, reference, past)
         pools = tuple(
-            Pool(p.example_id, distinct((*fresh[p.example_id], *offline[p.example_id])))
+            Pool(p.example_id, distinct((*candidates[p.example_id], *offline[p.example_id])))
             for p in prompts
         )
         settings = self.config.bootstrap
@@ -139,9 +139,9 @@ class Bootstrapper:
         if penalty == "auto":
             penalty = balanced_penalty(pools, self.beta)
         pairs, short = bootstrap(pools, self.beta, penalty)
-        answers = for_the_guard(written, fresh, self.beta, penalty)
+        answers = for_the_guard(written, candidates, self.beta, penalty)
         margins = np.concatenate(
-            [(r.chosen - r.rejected)[r.finite] for r in held_out] or [np.zeros(0)]
+            [(r.chosen - r.rejected)[r.finite] for r in evaluation_ratios] or [np.zeros(0)]
         )
         decision = decide(measure(answers, margins, past.first_spread), guard)
         kept = tuple(keep_top(pairs, decision.limit(size.bootstrapped)))
@@ -154,7 +154,7 @@ class Bootstrapper:
     ) -> tuple[Written, Phase]:
         """All candidates, by who writes them."""
         start = time.perf_counter()
-        written: dict[Source, Rollouts] = {}
+        written: dict[Source, Sampled] = {}
         for settings in self.sampler.settings.shared_out(self.config.bootstrap.sampler):
             origin = self.policies.origin(settings.writer, label)
             sampler = replace(self.sampler, settings=settings)
@@ -162,7 +162,7 @@ class Bootstrapper:
                 self.policies, self.scorer, self.pairs, settings.writer, settings.sequence_len
             )
             with sampler.engine.serving(serving) as (model, synced):
-                written[settings.writer] = sampler.rollouts(
+                written[settings.writer] = sampler.completions(
                     model, prompts, self.seed, round_number, synced=synced, origin=origin
                 )
         sampled = sum(
@@ -189,7 +189,7 @@ class Bootstrapper:
         ]
         return prompts, len(chosen) - len(has_room)
 
-    def _score_rollouts(
+    def _score(
         self, prompts: list[Prompt], written: Written, label: str
     ) -> tuple[dict[str, list[Candidate]], Phase, int]:
         """Candidates of every prompt, the phase, and how many answers were set aside."""
@@ -200,7 +200,9 @@ class Bootstrapper:
             for answer, writer in by_answer(written, prompt.example_id).items()
             if len(answer.token_ids) > (len(self.sampler.settings.ending) if answer.finished else 0)
         ]
-        answers = Answers([(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat])
+        answers = CompletionList(
+            [(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat]
+        )
         origin = self.policies.policy_origin(label)
         with self.policies.policy() as forward:
             policy = self.scorer.logps(forward, answers, "Scoring sampled answers", origin)
@@ -229,14 +231,14 @@ class Bootstrapper:
     def _mix_previous(
         self,
         prompts: list[Prompt],
-        fresh: dict[str, list[Candidate]],
+        candidates: dict[str, list[Candidate]],
         snapshot: Snapshot,
         label: str,
     ) -> tuple[dict[str, list[Candidate]], Phase]:
         """(1−γ)·log-ratio now + γ·log-ratio under the previous review's policy, if finite."""
         start = time.perf_counter()
-        rows = [(p, c) for p in prompts for c in fresh[p.example_id]]
-        answers = Answers([(prompt.token_ids, c.token_ids) for prompt, c in rows])
+        rows = [(p, c) for p in prompts for c in candidates[p.example_id]]
+        answers = CompletionList([(prompt.token_ids, c.token_ids) for prompt, c in rows])
         origin = self.policies.earlier_origin(snapshot, label)
         with self.policies.earlier(snapshot) as forward:
             done = self.scorer.logps(forward, answers, "Previous policy on sampled answers", origin)

@@ -20,7 +20,7 @@ CONFIDENCE = 1.645
 
 
 @dataclass(frozen=True)
-class SampledAnswers:
+class SampledCompletions:
     """The different answers that the policy wrote to one prompt; arrays of shape (k,).
 
     Attributes:
@@ -35,10 +35,10 @@ class SampledAnswers:
     tokens: np.ndarray
     times: np.ndarray
 
-    def finite(self) -> SampledAnswers:
+    def finite(self) -> SampledCompletions:
         """Without answers whose numbers are not finite."""
         good = np.isfinite(self.rewards) & np.isfinite(self.log_ratios)
-        return SampledAnswers(*(getattr(self, field.name)[good] for field in fields(self)))
+        return SampledCompletions(*(getattr(self, field.name)[good] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -117,22 +117,22 @@ class Decision:
 
 
 def measure(
-    prompts: Sequence[SampledAnswers],
-    held_out: np.ndarray | Sequence[float] = (),
+    prompts: Sequence[SampledCompletions],
+    evaluation: np.ndarray | Sequence[float] = (),
     first_spread: float | None = None,
 ) -> Signals:
     """All signals of one review.
 
     Args:
         prompts: the policy's answers, one entry per prompt.
-        held_out: margins of held-out pairs, chosen minus rejected.
+        evaluation: margins of held-out pairs, chosen minus rejected.
         first_spread: ``spread`` of the first review, or None at that one.
     """
     finite = [answers.finite() for answers in prompts]
     several = [answers for answers in finite if len(answers.rewards) > 1]
     spread = Estimate.mean([float(np.std(answers.log_ratios)) for answers in several])
     slope = length_slope(several)
-    margins = np.asarray(held_out, dtype=float)
+    margins = np.asarray(evaluation, dtype=float)
     margins = margins[np.isfinite(margins)]
     return Signals(
         drift=drift(finite),
@@ -144,7 +144,7 @@ def measure(
     )
 
 
-def drift(prompts: Sequence[SampledAnswers]) -> Estimate:
+def drift(prompts: Sequence[SampledCompletions]) -> Estimate:
     """Σ log-ratios over Σ tokens of all the policy's answers, repeats counted, by prompt."""
     sums = np.array(
         [(np.sum(a.times * a.log_ratios), np.sum(a.times * a.tokens)) for a in prompts],
@@ -162,7 +162,7 @@ def drift(prompts: Sequence[SampledAnswers]) -> Estimate:
     return Estimate(value, error, count)
 
 
-def length_slope(prompts: Sequence[SampledAnswers]) -> float:
+def length_slope(prompts: Sequence[SampledCompletions]) -> float:
     """Least-squares reward per token within prompts; 0 if no prompt has answers of two lengths."""
     pairs = []
     for answers in prompts:
@@ -186,7 +186,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def _agreement(answers: SampledAnswers, slope: float) -> float:
+def _agreement(answers: SampledCompletions, slope: float) -> float:
     plain, free = answers.rewards, answers.rewards - slope * answers.tokens
     best = plain[free == free.max()].max() == plain.max()
     worst = plain[free == free.min()].min() == plain.min()

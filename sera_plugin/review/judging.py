@@ -1,4 +1,4 @@
-"""Answers that compete are dealt to a judge on all ranks. Collectives: those of ``passes``.
+"""Completions that compete are dealt to a judge on all ranks. Collectives: those of ``passes``.
 
 Finished shards are kept and reused like those of scoring.
 """
@@ -20,12 +20,12 @@ from sera_plugin.runtime.errors import JudgeError
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.scoring.scorer import Answers
+from sera_plugin.scoring.scorer import CompletionList
 
 KEY = JUDGES.key
 
 BATCH = 16
-"""Answers that a judge sees in one call."""
+"""Completions that a judge sees in one call."""
 
 SHARD_BATCHES = 4
 """Batches per rank in a shard: a judge may be slow or paid for, so few."""
@@ -221,7 +221,9 @@ class Court:
     def _shards(self, questions: Sequence[Question], label: str) -> Shards:
         determined_by = {
             "pass": "judge",
-            "answers": Answers([(q.prompt_ids, q.completion_ids) for q in questions]).digest(),
+            "answers": CompletionList(
+                [(q.prompt_ids, q.completion_ids) for q in questions]
+            ).digest(),
             "examples": [q.example_id for q in questions],
             "batch": BATCH,
         }

@@ -22,7 +22,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from sera_plugin.data.ids import dataset_hash, permutation
 from sera_plugin.data.margins import PairLogps, log_ratios, margins
-from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.host.facts import Optimization
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
@@ -173,21 +173,23 @@ class Aligner:
                 f"can't resume: {origin.folder} has no log-probs of the auxiliary policy, which "
                 "sera.selection.rule: lossdiff_irm needs; restore it, or start anew."
             )
-        held_out = concatenate_datasets([part.select_columns(COLUMNS) for part in self.evaluation])
+        evaluation = concatenate_datasets(
+            [part.select_columns(COLUMNS) for part in self.evaluation]
+        )
         LOG.info(
             "LossDiff: the auxiliary policy is aligned on %d evaluation pairs, as much work as "
             "%.0f%% of a round on all of D, and scores %d pairs.",
-            len(held_out),
-            100 * len(held_out) / len(self.pairs),
+            len(evaluation),
+            100 * len(evaluation) / len(self.pairs),
             len(self.pairs),
         )
         start = Snapshot.take(self.policies.unwrapped)
         try:
             with own_random_numbers(self.alignment.seed, self.accelerator.device):
-                self._align(model, held_out)
+                self._align(model, evaluation)
             with self.policies.policy() as forward:
                 scored = self.scorer.logps(
-                    forward, OfflineAnswers(self.pairs), "Auxiliary log-probs"
+                    forward, OfflineCompletions(self.pairs), "Auxiliary log-probs"
                 )
         finally:
             start.put_back(self.policies.unwrapped)

@@ -41,7 +41,7 @@ def review_metrics(
         pairs: D.
         previous: the previous review's table, for the overlap of the kept sets.
     """
-    table, fresh = review.table, review.bootstrapped
+    table, made = review.table, review.bootstrapped
     margin = table.margin[np.isfinite(table.margin)]
     found = {
         "round": float(review.size.number),
@@ -54,24 +54,24 @@ def review_metrics(
         "kept": float(review.size.kept),
         "eligible": float(review.choice.passed),
         "flipped": float(len(review.composition.flipped)),
-        "bootstrapped": float(len(review.composition.fresh)),
+        "bootstrapped": float(len(review.composition.bootstrapped)),
         "shortfall": float(len(review.composition.filled)),
-        "length_penalty": float(fresh.penalty),
-        "prompts_without_room": float(fresh.without_room),
+        "length_penalty": float(made.penalty),
+        "prompts_without_room": float(made.without_room),
     }
     for q in QUANTILES:
         found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
-    for name, ratios in review.held_out.items():
+    for name, ratios in review.evaluation_ratios.items():
         found[f"accuracy_{name}"] = accuracy(ratios)
         found[f"set_aside_{name}"] = float((~ratios.finite).sum())
     if previous is not None:
         found["kept_overlap"] = overlap(table.kept, previous.kept)
-    found |= {f"short_{reason.value}": float(count) for reason, count in fresh.short.items()}
+    found |= {f"short_{reason.value}": float(count) for reason, count in made.short.items()}
     found |= _lengths(review, pairs)
     found |= _samples(review)
     found |= _guard(review)
     found |= _speed("scoring", review.scoring)
-    if fresh.samples:
+    if made.samples:
         found |= _speed("generation", review.generation)
     return found
 
@@ -91,12 +91,12 @@ def _lengths(review: Review, pairs: OfflinePairs) -> dict[str, float]:
         "chosen_tokens_offline": float(pairs.chosen_tokens[kept].mean()),
         "rejected_tokens_offline": float(pairs.rejected_tokens[kept].mean()),
     }
-    fresh = review.composition.fresh
-    if fresh:
-        found["chosen_tokens_bootstrapped"] = _mean(len(p.chosen.token_ids) for p in fresh)
-        found["rejected_tokens_bootstrapped"] = _mean(len(p.rejected.token_ids) for p in fresh)
-        found["fresh_chosen_share"] = _mean(p.chosen.source.sampled for p in fresh)
-        found["bootstrapped_margin_mean"] = _mean(p.margin for p in fresh)
+    new = review.composition.bootstrapped
+    if new:
+        found["chosen_tokens_bootstrapped"] = _mean(len(p.chosen.token_ids) for p in new)
+        found["rejected_tokens_bootstrapped"] = _mean(len(p.rejected.token_ids) for p in new)
+        found["fresh_chosen_share"] = _mean(p.chosen.source.sampled for p in new)
+        found["bootstrapped_margin_mean"] = _mean(p.margin for p in new)
     return found
 
 

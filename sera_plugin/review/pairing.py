@@ -12,8 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Rollout, Source
-from sera_plugin.review.guard import SampledAnswers
+from sera_plugin.data.candidates import BootstrappedPair, Candidate, Completion, Pool, Source
+from sera_plugin.review.guard import SampledCompletions
 
 
 class Shortfall(StrEnum):
@@ -35,7 +35,7 @@ def distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(first.values())
 
 
-def best_against_worst(pool: Pool, beta: float, penalty: float) -> FreshPair | Shortfall:
+def best_against_worst(pool: Pool, beta: float, penalty: float) -> BootstrappedPair | Shortfall:
     """Rank a pool by reward and pair its best with its worst answer.
 
     An answer that was cut is never chosen. A pair needs at least one sampled answer. Equal
@@ -66,14 +66,14 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> FreshPair | S
             return Shortfall.UNJUDGED
         if not scores[0] > scores[1] and not best.verdict.replaces:
             return Shortfall.DISAGREE
-    return FreshPair(pool.example_id, best, worst, margin, pool)
+    return BootstrappedPair(pool.example_id, best, worst, margin, pool)
 
 
 def bootstrap(
     pools: Sequence[Pool], beta: float, penalty: float
-) -> tuple[list[FreshPair], dict[Shortfall, int]]:
+) -> tuple[list[BootstrappedPair], dict[Shortfall, int]]:
     """Pair every pool; also counts why pools gave no pair."""
-    pairs: list[FreshPair] = []
+    pairs: list[BootstrappedPair] = []
     short = dict.fromkeys(Shortfall, 0)
     for pool in pools:
         result = best_against_worst(pool, beta, penalty)
@@ -84,7 +84,7 @@ def bootstrap(
     return pairs, short
 
 
-def keep_top(pairs: Sequence[FreshPair], count: int) -> list[FreshPair]:
+def keep_top(pairs: Sequence[BootstrappedPair], count: int) -> list[BootstrappedPair]:
     """The ``count`` pairs with the largest margins, ties by example id."""
     return sorted(pairs, key=lambda pair: (-pair.margin, pair.example_id))[:count]
 
@@ -133,16 +133,16 @@ def _length_gap(pools: Sequence[Pool], beta: float, penalty: float) -> float:
     return float(np.mean(gaps)) if gaps else 0.0
 
 
-Rollouts = Mapping[str, tuple[Rollout, ...]]
-"""Answers by example id."""
+Sampled = Mapping[str, tuple[Completion, ...]]
+"""Completions by example id."""
 
-Written = Mapping[Source, Rollouts]
-"""Answers by who wrote them, the policy or the reference."""
+Written = Mapping[Source, Sampled]
+"""Completions by who wrote them, the policy or the reference."""
 
 
-def by_answer(written: Written, example_id: str) -> dict[Rollout, Source]:
+def by_answer(written: Written, example_id: str) -> dict[Completion, Source]:
     """The different answers to a prompt; what both writers sampled counts as the policy's."""
-    found: dict[Rollout, Source] = {}
+    found: dict[Completion, Source] = {}
     for writer in sorted(written, key=lambda writer: writer is not Source.POLICY):
         for answer in written[writer][example_id]:
             found.setdefault(answer, writer)
@@ -170,9 +170,9 @@ class SampleStats:
 
     @classmethod
     def of(
-        cls, written: Written, fresh: Mapping[str, Sequence[Candidate]], set_aside: int = 0
+        cls, written: Written, candidates: Mapping[str, Sequence[Candidate]], set_aside: int = 0
     ) -> SampleStats | None:
-        """Statistics, or None if nothing was sampled; ``fresh`` holds the scored answers."""
+        """Statistics, or None if nothing was sampled; ``candidates`` holds the scored answers."""
         answers = [
             (i, rollout)
             for rollouts in written.values()
@@ -183,7 +183,7 @@ class SampleStats:
             return None
         ratio = {
             (i, c.token_ids, c.finished): c.policy_logp - c.reference_logp
-            for i, candidates in fresh.items()
+            for i, candidates in candidates.items()
             for c in candidates
         }
         own = [
@@ -203,24 +203,24 @@ class SampleStats:
 
 def for_the_guard(
     written: Written,
-    fresh: Mapping[str, Sequence[Candidate]],
+    candidates: Mapping[str, Sequence[Candidate]],
     beta: float,
     penalty: float,
-) -> list[SampledAnswers]:
+) -> list[SampledCompletions]:
     """What the guard measures: the policy's answers to each prompt, and how often it wrote each.
 
     Args:
         written: all sampled answers.
-        fresh: the scored ones, each once.
+        candidates: the scored ones, each once.
         beta: β of the loss.
         penalty: α of the ranking reward.
     """
     found = []
     for example_id, answers in written.get(Source.POLICY, {}).items():
         times = Counter((answer.token_ids, answer.finished) for answer in answers)
-        own = [c for c in fresh[example_id] if (c.token_ids, c.finished) in times]
+        own = [c for c in candidates[example_id] if (c.token_ids, c.finished) in times]
         found.append(
-            SampledAnswers(
+            SampledCompletions(
                 rewards=np.array([c.reward(beta, penalty) for c in own], dtype=float),
                 log_ratios=np.array([c.policy_logp - c.reference_logp for c in own], dtype=float),
                 tokens=np.array([len(c.token_ids) for c in own], dtype=np.int64),

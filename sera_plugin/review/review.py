@@ -18,7 +18,7 @@ from sera_plugin.data.margins import (
     positions,
     set_aside,
 )
-from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.data.rounds import Composition, compose
 from sera_plugin.data.schedule import RoundSize
 from sera_plugin.data.tables import ReviewTable
@@ -34,7 +34,7 @@ from sera_plugin.scoring.scorer import Phase, Scorer, phase_of
 
 @dataclass(frozen=True)
 class Review:
-    """The result of one review; ``held_out`` has the log-ratios of the evaluation sets."""
+    """The result of one review; ``evaluation_ratios`` has the log-ratios of the evaluation sets."""
 
     size: RoundSize
     table: ReviewTable
@@ -43,7 +43,7 @@ class Review:
     composition: Composition
     bootstrapped: Bootstrapped
     evaluation: Mapping[str, PairLogps]
-    held_out: Mapping[str, PairLogps]
+    evaluation_ratios: Mapping[str, PairLogps]
     scoring: Phase
     generation: Phase
 
@@ -78,7 +78,7 @@ class Reviewer:
         self,
         size: RoundSize,
         reference: PairLogps,
-        held_out_reference: Mapping[str, PairLogps],
+        evaluation_reference: Mapping[str, PairLogps],
         past: Past,
         recorded: Recorded | None = None,
     ) -> Review:
@@ -87,35 +87,35 @@ class Reviewer:
         Args:
             size: the planned sizes of the round.
             reference: log-probs of D under πref.
-            held_out_reference: log-probs of the evaluation sets under πref.
+            evaluation_reference: log-probs of the evaluation sets under πref.
             past: what earlier reviews found.
             recorded: what training steps found; if given, D is not scored.
         """
         table, choice, history, scoring = self._select(size, reference, past, recorded)
         evaluation, ratios = {}, {}
-        for name, held_out in self.evaluation.items():
+        for name, pairs in self.evaluation.items():
             evaluation[name], phase = self.score_offline(
-                held_out, f"Scoring {name} pairs", label=round_label(size.number)
+                pairs, f"Scoring {name} pairs", label=round_label(size.number)
             )
             scoring += phase
-            ratios[name] = log_ratios(evaluation[name], held_out_reference[name])
+            ratios[name] = log_ratios(evaluation[name], evaluation_reference[name])
             what = f"round {size.number}, pairs in {name}"
             check_numbers(ratios[name].finite, self.config.max_set_aside, what)
         ranked = [table.ids[i] for i in choice.ranked]
         flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
-        fresh, generation, more = self.bootstrapper.run(
+        made, generation, more = self.bootstrapper.run(
             size, table, reference, past, tuple(ratios.values())
         )
-        composition = compose(ranked, size.kept, size.bootstrapped, fresh.pairs, flipped)
+        composition = compose(ranked, size.kept, size.bootstrapped, made.pairs, flipped)
         return Review(
             size=size,
             table=table,
             choice=choice,
             history=history,
             composition=composition,
-            bootstrapped=fresh,
+            bootstrapped=made,
             evaluation=evaluation,
-            held_out=ratios,
+            evaluation_ratios=ratios,
             scoring=scoring + more,
             generation=generation,
         )
@@ -143,7 +143,7 @@ class Reviewer:
         else:
             origin, model = policies.policy_origin(label), policies.policy()
         with model as forward:
-            done = self.scorer.logps(forward, OfflineAnswers(pairs), description, origin)
+            done = self.scorer.logps(forward, OfflineCompletions(pairs), description, origin)
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
     def _under_policy(

@@ -1,6 +1,6 @@
-"""Answers by continuous batching of transformers.
+"""Completions by continuous batching of transformers.
 
-Answers share a cache of blocks. One that is finished leaves at once, and prompts are not padded.
+They share a cache of blocks. One that is finished leaves at once, and prompts are not padded.
 Token t of candidate k of an example is drawn as ``transformers_engine`` draws it, from the same
 number, so both engines give the same answers up to rounding of the logits.
 """

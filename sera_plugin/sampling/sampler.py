@@ -16,7 +16,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from sera_plugin.data.candidates import Answered, Prompt, Rollout
+from sera_plugin.data.candidates import Answered, Completion, Prompt
 from sera_plugin.data.ids import uniforms
 from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
@@ -52,7 +52,7 @@ class Sampler:
     after_shard: Callable[[], None] | None = None
     fitting: Fitting = field(default_factory=Fitting)
 
-    def rollouts(
+    def completions(
         self,
         model: PreTrainedModel,
         prompts: Sequence[Prompt],
@@ -61,7 +61,7 @@ class Sampler:
         *,
         synced: bool,
         origin: Origin | None = None,
-    ) -> Mapping[str, tuple[Rollout, ...]]:
+    ) -> Mapping[str, tuple[Completion, ...]]:
         """Sample ``num_candidates`` answers to every prompt; every rank gets all of them, by id.
 
         Every rank must call this with the same prompts, each with room for at least one token.
@@ -90,7 +90,7 @@ class Sampler:
             lambda number: self._batch(
                 model, [prompts[i] for i in batches[number]], seed, round_number, synced
             ),
-            RolloutCodec(),
+            CompletionCodec(),
             SHARD_BATCHES,
             self._shards(origin, prompts, seed, round_number),
             self.after_shard,
@@ -100,7 +100,7 @@ class Sampler:
         shared: dict[int, int] = {}
         return {
             example_id: tuple(
-                Rollout(tuple(map(shared.setdefault, ids, ids)), finished)
+                Completion(tuple(map(shared.setdefault, ids, ids)), finished)
                 for ids, finished in ((tokens.tolist(), finished) for tokens, finished in answers)
             )
             for number in sorted(found)
@@ -169,8 +169,8 @@ _ROLLOUTS = pa.schema(
 )
 
 
-class RolloutCodec:
-    """Answers of batches as a table with a row per answer, candidates in their order."""
+class CompletionCodec:
+    """Completions of batches as a table with a row per answer, candidates in their order."""
 
     def encode(self, found: Mapping[int, Answered]) -> pa.Table:
         rows = [

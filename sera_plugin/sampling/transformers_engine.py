@@ -1,4 +1,4 @@
-"""Answers by ``generate`` of transformers.
+"""Completions by ``generate`` of transformers.
 
 All answers to a prompt share one pass over it. Every few tokens the answers that are finished leave
 the batch. The batch changes nothing but speed: token t of candidate k of an example is drawn by the

@@ -1,4 +1,4 @@
-"""Answers by vLLM, in a server of its own or in this process. Collectives: see ``VllmEngine``."""
+"""Completions by vLLM, in a server or in this process. Collectives: see ``VllmEngine``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Vllm(Protocol):
         """
 
     def generate(self, prompts: Sequence[Sequence[int]], options: dict[str, Any]) -> Reply:
-        """Answers to token ids; ``options`` are those of ``SamplingParams``, and ``seeds``."""
+        """Completions to token ids; ``options`` are those of ``SamplingParams``, and ``seeds``."""
 
     def rest(self) -> None:
         """Give up memory until the next ``take_weights``."""
@@ -157,7 +157,7 @@ class VllmEngine:
     def _ask_all(
         self, batches: Sequence[tuple[Prompt, ...]], settings: Sampling, draws: Draws
     ) -> dict[tuple[Prompt, ...], list[list[np.ndarray]]]:
-        """Answers by batch; one that several ranks hold is asked for once."""
+        """Completions by batch; one that several ranks hold is asked for once."""
         return {batch: self._ask(batch, settings, draws) for batch in dict.fromkeys(batches)}
 
     def _ask(
@@ -202,7 +202,7 @@ class VllmEngine:
             self.vllm.rest()
 
     def _check(self, forward: Forward, scorer: Scorer, prefixes: list[list[int]]) -> None:
-        from sera_plugin.scoring.scorer import Answers  # after Axolotl patched TRL
+        from sera_plugin.scoring.scorer import CompletionList  # after Axolotl patched TRL
 
         asks = self._is_main or not self.has_server
         mine: Probe | None = together(
@@ -211,7 +211,7 @@ class VllmEngine:
         self.known = (prefixes, mine) if mine is not None else None
         probes: list[Probe] = [probe for probe in gathered([mine]) if probe is not None]
         rows = [(prefixes[row], [token]) for probe in probes for row, token, _ in probe.rows]
-        own = scorer.logps(forward, Answers(rows), "Checking vLLM's weights").logps
+        own = scorer.logps(forward, CompletionList(rows), "Checking vLLM's weights").logps
         start = 0
         for probe in probes:
             found = probe.compare(own[start : start + len(probe.rows)])

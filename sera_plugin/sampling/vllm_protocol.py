@@ -108,7 +108,7 @@ def _count(found: Any) -> str:
 
 
 ANSWERS = 8
-"""Answers whose first halves are probed."""
+"""Completions whose first halves are probed."""
 
 TOKENS = 4
 """The most probable next tokens that are compared behind each; vLLM may give one more."""

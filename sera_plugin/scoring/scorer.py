@@ -53,7 +53,7 @@ class Completions(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class CompletionList:
     """Completions held in memory, as (prompt_ids, completion_ids)."""
 
     rows: Sequence[Tokens]

@@ -102,7 +102,7 @@ class RoundTokens:
     """Tokens that one reviewed round costs, over all ranks.
 
     Attributes:
-        scored: forward without gradient, over D and over fresh answers.
+        scored: forward without gradient, over D and over sampled completions.
         sampled: new tokens, at most.
         prefilled: prompt tokens before sampling, once per candidate.
         trained: forward and backward.
@@ -135,13 +135,13 @@ def round_tokens(
         trained_pairs: pairs that the round trains on.
         sampled_prompts: prompts that are sampled.
         candidates: answers per prompt.
-        models: models that score a fresh answer: policy and reference, and with
+        models: models that score a sampled completion: policy and reference, and with
             ``bootstrap.ensemble`` the previous policy from the second review on.
     """
     answers = sampled_prompts * candidates
-    fresh = answers * (prompt_tokens + answer_tokens)
+    sampled_tokens = answers * (prompt_tokens + answer_tokens)
     return RoundTokens(
-        scored=round(pairs * pair_tokens + models * fresh),
+        scored=round(pairs * pair_tokens + models * sampled_tokens),
         sampled=round(answers * answer_tokens),
         prefilled=round(answers * prompt_tokens),
         trained=round(trained_pairs * pair_tokens),

@@ -21,7 +21,7 @@ from sera_plugin.training.run import Run
 LOG = logger(__name__)
 
 
-def fresh_lines(
+def bootstrapped_lines(
     review: Review, pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase, beta: float
 ) -> Iterator[dict[str, Any]]:
     """The round's bootstrapped pairs as rows with ``prompt``, ``chosen``, ``rejected`` text.
@@ -30,7 +30,7 @@ def fresh_lines(
     that has no ``type``. Each row also has its example id, margin, rewards and all candidates.
     """
     penalty = review.bootstrapped.penalty
-    for pair in review.composition.fresh:
+    for pair in review.composition.bootstrapped:
         row = pairs.dataset[pairs.position[pair.example_id]]
 
         def text(candidate: Candidate) -> str:
@@ -66,7 +66,7 @@ def fresh_lines(
 
 def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
     """Every answer that competed in a round, and whether its prompt gave a pair to the round."""
-    used = {pair.example_id for pair in review.composition.fresh}
+    used = {pair.example_id for pair in review.composition.bootstrapped}
     for pool in review.bootstrapped.pools:
         for candidate in pool.candidates:
             yield {
@@ -129,16 +129,16 @@ def publish(
     folder = run.store.write_round(
         number,
         record,
-        fresh_lines(review, run.pairs, tokenizer, beta),
+        bootstrapped_lines(review, run.pairs, tokenizer, beta),
         summary,
         candidate_rows(review, beta),
     )
     LOG.info("Round %d is written to %s\n%s", number, folder, table_text(summaries))
-    log_samples(fresh_lines(review, run.pairs, tokenizer, beta), run.host.report_to, step)
+    log_samples(bootstrapped_lines(review, run.pairs, tokenizer, beta), run.host.report_to, step)
 
 
 def log_samples(
-    fresh: Iterable[Mapping[str, Any]], report_to: Sequence[str], step: int
+    pairs: Iterable[Mapping[str, Any]], report_to: Sequence[str], step: int
 ) -> tuple[str, ...]:
     """Log the first pairs of a round as a table, and return where it went.
 
@@ -146,7 +146,7 @@ def log_samples(
     named in a warning: it must not end a run.
 
     Args:
-        fresh: ``fresh_lines`` of the round, best first.
+        pairs: ``bootstrapped_lines`` of the round, best first.
         report_to: the host's loggers.
         step: the trainer's global step.
     """
@@ -154,7 +154,7 @@ def log_samples(
     wanted = [name for name in ("wandb", "trackio") if name in report_to and name in sys.modules]
     if not wanted:
         return ()
-    rows = [[pair[name] for name in COLUMNS] for pair in islice(fresh, ROWS)]
+    rows = [[pair[name] for name in COLUMNS] for pair in islice(pairs, ROWS)]
     for name in wanted if rows else ():
         try:
             if _LOGGERS[name](rows, step):

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig
 from sera_plugin.data.margins import external_margins, missing_columns
-from sera_plugin.data.pairs import OfflineAnswers, OfflinePairs
+from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow
 from sera_plugin.host.rounds import REFINEMENT
 from sera_plugin.training.quality_prompt import QualityWriter
@@ -108,7 +108,7 @@ class QualityPairs:
         }
 
 
-class QualityAnswers:
+class QualityCompletions:
     """Both answers of rows of a round behind p⊕x: chosen of row i at 2i, rejected at 2i+1."""
 
     def __init__(self, quality: QualityPairs, dataset: RoundDataset, rows: Sequence[int]) -> None:
@@ -135,7 +135,7 @@ class QualityAnswers:
 
     def digest(self) -> str:
         """Hash of D's token ids, of p⊕x and of the rows, in order."""
-        digest = hashlib.blake2b(OfflineAnswers(self._quality.pairs).digest().encode())
+        digest = hashlib.blake2b(OfflineCompletions(self._quality.pairs).digest().encode())
         for index in self._rows:
             row = self._dataset.rows[index]
             digest.update(repr((row.key, row.flipped, row.chosen_ids, row.rejected_ids)).encode())

@@ -30,7 +30,7 @@ from sera_plugin.scoring.logps import answer_logps
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer, evaluating
 from sera_plugin.training.quality_pairs import (
-    QualityAnswers,
+    QualityCompletions,
     QualityPairs,
     RefinedRound,
 )
@@ -111,7 +111,7 @@ class Refiner:
 
     def _score(self, number: int, dataset: RoundDataset) -> pa.Table:
         rows = [i for i, row in enumerate(dataset.rows) if self.quality.fits(row)]
-        answers = QualityAnswers(self.quality, dataset, rows)
+        answers = QualityCompletions(self.quality, dataset, rows)
         origin = self.policies.policy_origin(round_label(number))
         with self.policies.policy() as forward:
             logps = self.scorer.logps(forward, answers, f"Round {number}: Δ", origin).logps

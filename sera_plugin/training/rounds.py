@@ -123,11 +123,11 @@ class ReviewedRounds:
     def _score_evaluation_reference(self) -> None:
         """Under πref as it is now: on resuming, `reference: previous` has moved it already."""
         run = self._run
-        for name, pairs in run.held_out.pairs.items():
+        for name, pairs in run.evaluation.pairs.items():
             logps, _ = run.reviewer.score_offline(
                 pairs, f"Reference log-probs of {name}", under_reference=True
             )
-            self._trainer.evaluate_on(run.held_out.with_reference(name, logps))
+            self._trainer.evaluate_on(run.evaluation.with_reference(name, logps))
 
     def with_reference(self, dataset: Dataset) -> Dataset:
         pairs = OfflinePairs.of(dataset, self._run.host.max_length)
@@ -176,7 +176,7 @@ class ReviewedRounds:
         review = run.reviewer.review(
             run.schedule.rounds[number - 1],
             found.reference,
-            run.held_out.reference,
+            run.evaluation.reference,
             past,
             self._recorder.merged() if self._recorder is not None else None,
         )
@@ -193,7 +193,7 @@ class ReviewedRounds:
         if previous_reference:
             found.reference = record.table.policy
             for name, logps in review.evaluation.items():
-                self._trainer.evaluate_on(run.held_out.with_reference(name, logps))
+                self._trainer.evaluate_on(run.evaluation.with_reference(name, logps))
         return record.rows
 
     def _publish(self, number: int, record: RoundRecord, review: Review) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from sera_plugin.config import SeraConfig
 from sera_plugin.data.margins import margins_for
-from sera_plugin.data.pairs import HeldOut, OfflinePairs
+from sera_plugin.data.pairs import EvaluationPairs, OfflinePairs
 from sera_plugin.data.schedule import Schedule
 from sera_plugin.data.store import RunStore
 from sera_plugin.host.facts import HostRun
@@ -39,7 +39,7 @@ class Run:
         schedule: its rounds.
         store: where its artifacts lie.
         pairs: D.
-        held_out: the evaluation pairs.
+        evaluation: the evaluation pairs.
         stop: ends it in an orderly way.
         weights: whether the trained weights still are numbers.
         policies: policy, reference and earlier policies, ready to score.
@@ -53,7 +53,7 @@ class Run:
     schedule: Schedule
     store: RunStore
     pairs: OfflinePairs
-    held_out: HeldOut
+    evaluation: EvaluationPairs
     stop: StopOnSignal
     weights: FiniteWeights
     policies: Policies
@@ -97,7 +97,7 @@ def open_run(
     accelerator, bootstrap = host.accelerator, config.bootstrap
     weights = FiniteWeights(host.models.policy, accelerator)
     policies = Policies(host.models, store.work, step, config.reference_device, bootstrap.gather)
-    held_out = HeldOut(host.evaluation, host.max_length, config.max_set_aside)
+    evaluation = EvaluationPairs(host.evaluation, host.max_length, config.max_set_aside)
     sampling = sampling_settings(
         bootstrap, host.tokenizer, pairs, host.model_stops, host.max_length, host.token_budget
     )
@@ -127,7 +127,7 @@ def open_run(
     reviewer = Reviewer(
         config=config,
         pairs=pairs,
-        evaluation=held_out.pairs,
+        evaluation=evaluation.pairs,
         scorer=scorer,
         policies=policies,
         bootstrapper=bootstrapper,
@@ -136,7 +136,7 @@ def open_run(
     )
     refiner = refiner_of(config, host, pairs, scorer, policies, store)
     return Run(
-        config, host, schedule, store, pairs, held_out, stop, weights, policies, sampling,
+        config, host, schedule, store, pairs, evaluation, stop, weights, policies, sampling,
         reviewer, refiner,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def with_auxiliary(
         scorer=run.reviewer.scorer,
         pairs=run.pairs,
         evaluation=[*evaluation.values()] if isinstance(evaluation, Mapping) else [evaluation],
-        evaluation_ids=[i for pairs in run.held_out.pairs.values() for i in pairs.ids],
+        evaluation_ids=[i for pairs in run.evaluation.pairs.values() for i in pairs.ids],
         loss=loss,
     )
     auxiliary = aligner.auxiliary(host.models.wrapped, resumed=resumed)

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sera_plugin
 from sera_plugin.data.margins import PairLogps
-from sera_plugin.data.pairs import HeldOut
+from sera_plugin.data.pairs import EvaluationPairs
 from sera_plugin.data.store import RunStore
 from sera_plugin.runtime.errors import BadNumbersError
 from sera_plugin.runtime.weights import FiniteWeights
@@ -305,7 +305,7 @@ def test_evaluation_pairs_without_numbers_are_left_out_and_come_back() -> None:
     tokens = [[1, 2], [3], [4, 5]]
     columns = {"prompt_ids": tokens, "chosen_ids": tokens, "rejected_ids": tokens}
     dataset = Dataset.from_dict(columns)
-    held_out = HeldOut({"one": dataset, "two": dataset}, 10, 0.4)
+    held_out = EvaluationPairs({"one": dataset, "two": dataset}, 10, 0.4)
     one = held_out.with_reference("one", logps([-1.0, math.nan, -2.0]))
     assert one["one"]["prompt_ids"] == [[1, 2], [4, 5]]
     assert one["one"]["ref_chosen_logps"] == [-1.0, -2.0]
@@ -314,8 +314,10 @@ def test_evaluation_pairs_without_numbers_are_left_out_and_come_back() -> None:
     assert len(held_out.with_reference("one", logps([-1.0, -3.0, -2.0]))["one"]) == 3
     with pytest.raises(BadNumbersError, match=r"^the reference of the pairs in one: 2 of 3 pairs"):
         held_out.with_reference("one", logps([math.inf, -math.inf, 0.0]))
-    assert len(HeldOut(dataset, 10, 0.4).with_reference("eval", logps([0.0, 0.0, 0.0]))) == 3
-    assert HeldOut(None, 10, 0.4).pairs == {}
+    assert (
+        len(EvaluationPairs(dataset, 10, 0.4).with_reference("eval", logps([0.0, 0.0, 0.0]))) == 3
+    )
+    assert EvaluationPairs(None, 10, 0.4).pairs == {}
 
 
 # Reading any of these from a file runs what the file says.

@@ -115,7 +115,7 @@ def test_a_server_that_dies_costs_no_finished_shard(
         sampler = Sampler(Accelerator(cpu=True), settings, engine, finished)
         with engine.serving(runs(policy)):
             asked.clear()
-            return sampler.rollouts(policy, PROMPTS, 42, 2, synced=False, origin=origin)
+            return sampler.completions(policy, PROMPTS, 42, 2, synced=False, origin=origin)
 
     with serving(base, tmp_path, port) as first:
         engine = connected(first, policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset
 
-from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
+from sera_plugin.data.candidates import BootstrappedPair, Candidate, Pool, Source
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import Composition
@@ -61,26 +61,26 @@ DECISION = Decision(
 )
 
 
-def review_of(fresh=True, held_out=None):
+def review_of(bootstrapped=True, evaluation=None):
     pairs = (
-        FreshPair("a", LONG, CUT, 0.5, POOLS[0]),
-        FreshPair("b", OFFLINE, CUT, 0.3, POOLS[1]),
+        BootstrappedPair("a", LONG, CUT, 0.5, POOLS[0]),
+        BootstrappedPair("b", OFFLINE, CUT, 0.3, POOLS[1]),
     )
     found = (
         Bootstrapped(POOLS, pairs, 0.01, {Shortfall.DUPLICATES: 3}, 2, STATS, DECISION, 1)
-        if fresh
+        if bootstrapped
         else Bootstrapped((), (), 0.0, {}, 0, None)
     )
     table = table_of([True, True, False, False])
     return Review(
-        size=RoundSize(3, 2, 4 if fresh else 0, True),
+        size=RoundSize(3, 2, 4 if bootstrapped else 0, True),
         table=table,
         choice=Choice(table.score, np.array([0, 1, 3]), table.kept, table.flipped, 3),
         history=History.of([table.margin], [table.ensembled]),
         composition=Composition(("a", "b"), ("d", "c"), found.pairs, frozenset("c")),
         bootstrapped=found,
         evaluation={},
-        held_out=held_out or {},
+        evaluation_ratios=evaluation or {},
         scoring=Phase(4.0, 1000, 1200),
         generation=Phase(2.0, 300, 300),
     )

@@ -73,4 +73,4 @@ def rollouts(engine: VllmEngine | None, policy: Any, **changes: Any) -> Any:
     chosen = TransformersEngine() if engine is None else engine
     sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), chosen)
     with torch.no_grad():
-        return sampler.rollouts(policy, PROMPTS, 42, 2, synced=False)
+        return sampler.completions(policy, PROMPTS, 42, 2, synced=False)

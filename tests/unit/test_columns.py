@@ -28,7 +28,7 @@ from sera_plugin.data.columns import (
 from sera_plugin.data.rounds import RoundRow, rows_of
 from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import RoundRecord, parquet_bytes
-from sera_plugin.training.publish import COLUMNS, candidate_rows, fresh_lines
+from sera_plugin.training.publish import COLUMNS, bootstrapped_lines, candidate_rows
 
 FILES = [
     Pairs, Margins, Rows, Candidates, Competitors, BootstrappedPairs, Refinement, ExportedPairs,
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return RunStore(tmp_path).write_round(
         3,
         RoundRecord(review.table, rows),
-        fresh_lines(review, replace(PAIRS, dataset=dataset), Letters(), 0.1),  # type: ignore[arg-type]
+        bootstrapped_lines(review, replace(PAIRS, dataset=dataset), Letters(), 0.1),  # type: ignore[arg-type]
         {},
         candidate_rows(review, 0.1),
     )

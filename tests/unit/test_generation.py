@@ -18,14 +18,14 @@ from sera_plugin.data.candidates import Source
 from sera_plugin.data.ids import uniforms
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.sampling import transformers_engine
-from sera_plugin.sampling.sampler import Prompt, Rollout, Sampler
+from sera_plugin.sampling.sampler import Completion, Prompt, Sampler
 from sera_plugin.sampling.transformers_engine import InverseCdfSampler, TransformersEngine
 
 
 def sample(model, prompts=PROMPTS, seed=42, round_number=2, **changes):
     with torch.no_grad():
         sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), TransformersEngine())
-        return sampler.rollouts(model, prompts, seed, round_number, synced=False)
+        return sampler.completions(model, prompts, seed, round_number, synced=False)
 
 
 def draw_tokens(scores, numbers):
@@ -237,7 +237,7 @@ def test_temperature_zero_is_greedy(model):
         for _ in range(8):
             with torch.no_grad():
                 tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        greedy = Rollout(tuple(tokens[len(prompt.token_ids) :]), False)
+        greedy = Completion(tuple(tokens[len(prompt.token_ids) :]), False)
         assert found[prompt.example_id] == (greedy,) * 3
 
 

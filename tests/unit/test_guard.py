@@ -12,7 +12,7 @@ from sera_plugin.config import GuardConfig
 from sera_plugin.review.guard import (
     CONFIDENCE,
     Estimate,
-    SampledAnswers,
+    SampledCompletions,
     Signals,
     decide,
     drift,
@@ -41,7 +41,7 @@ LIMITS = GuardConfig(
 
 
 def answers(rewards, tokens, log_ratios=None, times=None):
-    return SampledAnswers(
+    return SampledCompletions(
         np.array(rewards, dtype=float),
         np.array(rewards if log_ratios is None else log_ratios, dtype=float),
         np.array(tokens),

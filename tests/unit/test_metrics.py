@@ -21,7 +21,7 @@ from sera_plugin.training.refinement import gap_statistics
 
 def test_every_number_by_hand():
     found = review_metrics(
-        review_of(held_out={"eval": logps([1, 2, np.nan], [0, 3, -9], ("x", "y", "z"))}),
+        review_of(evaluation={"eval": logps([1, 2, np.nan], [0, 3, -9], ("x", "y", "z"))}),
         PAIRS,
         table_of([True, False, True, False]),
     )
@@ -79,7 +79,7 @@ def test_every_number_by_hand():
 
 
 def test_the_registry_has_what_a_round_reports_and_nothing_else():
-    review = review_of(held_out={"eval": logps([1], [0], ("x",))})
+    review = review_of(evaluation={"eval": logps([1], [0], ("x",))})
     everything = replace(
         review.bootstrapped,
         short=dict.fromkeys(Shortfall, 1),
@@ -116,7 +116,7 @@ def test_metrics_are_formatted_and_explained():
 
 
 def test_what_was_not_done_is_left_out():
-    found = review_metrics(review_of(fresh=False), PAIRS, None)
+    found = review_metrics(review_of(bootstrapped=False), PAIRS, None)
     for name in found:
         assert not name.startswith(
             ("accuracy_eval", "kl_", "unique", "finished", "short_", "guard")
@@ -129,7 +129,7 @@ def test_what_the_guard_decided_is_said_and_its_first_spread_found_again():
     assert guard_text(review_of()) == {
         "guard": "at most 2 of 4 planned bootstrapped pairs may enter: so it is."
     }
-    assert guard_text(review_of(fresh=False)) == {}
+    assert guard_text(review_of(bootstrapped=False)) == {}
     rounds = [{"round": 1.0}, {"guard_share": 1.0}, {"guard_spread": 2.5}, {"guard_spread": 7.0}]
     assert first_spread(rounds) == 2.5
     assert first_spread(rounds[:2]) is None

@@ -34,7 +34,7 @@ Found = dict[str, tuple[Any, ...]]
 def sample(model: Any, engine: Any, prompts: Any = PROMPTS, **changes: Any) -> Found:
     with torch.no_grad():
         sampler = Sampler(Accelerator(cpu=True), replace(SETTINGS, **changes), engine=engine)
-        return dict(sampler.rollouts(model, prompts, 42, 2, synced=False))
+        return dict(sampler.completions(model, prompts, 42, 2, synced=False))
 
 
 def by_generate(model: Any, **changes: Any) -> Found:
@@ -181,7 +181,7 @@ def test_a_lost_answer_is_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_weights_on_several_processes_are_refused(model: Any) -> None:
     sampler = Sampler(Accelerator(cpu=True), SETTINGS, engine=PagedEngine())
     with pytest.raises(RuntimeError, match="spread over processes"):
-        sampler.rollouts(model, PROMPTS, 42, 2, synced=True)
+        sampler.completions(model, PROMPTS, 42, 2, synced=True)
 
 
 def test_stored_answers_of_one_engine_do_not_serve_the_other(model: Any, tmp_path: Any) -> None:
@@ -189,7 +189,7 @@ def test_stored_answers_of_one_engine_do_not_serve_the_other(model: Any, tmp_pat
     for engine in (TransformersEngine(), PagedEngine(), PagedEngine()):
         sampler = Sampler(Accelerator(cpu=True), SETTINGS, engine=engine)
         with torch.no_grad():
-            sampler.rollouts(model, PROMPTS, 42, 2, synced=False, origin=origin)
+            sampler.completions(model, PROMPTS, 42, 2, synced=False, origin=origin)
     assert len(list(tmp_path.iterdir())) == 2
 
 

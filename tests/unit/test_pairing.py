@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
+from sera_plugin.data.candidates import BootstrappedPair, Candidate, Pool, Source
 from sera_plugin.review.pairing import (
     Shortfall,
     balanced_penalty,
@@ -139,7 +139,7 @@ def test_a_pair_is_what_it_promises(pool, penalty):
 def test_a_pair_does_not_depend_on_the_order_of_candidates(found, draw):
     here = best_against_worst(pool_of(*found), 0.5, 0.25)
     there = best_against_worst(pool_of(*draw.sample(found, len(found))), 0.5, 0.25)
-    if isinstance(here, FreshPair):
+    if isinstance(here, BootstrappedPair):
         here, there = replace(here, pool=POOL), replace(there, pool=POOL)
     assert here == there
 
@@ -165,7 +165,7 @@ def test_bootstrap_counts_reasons():
 
 
 def fresh(example_id, margin):
-    return FreshPair(example_id, LONG, SHORT, margin, POOL)
+    return BootstrappedPair(example_id, LONG, SHORT, margin, POOL)
 
 
 def test_keep_top_by_hand():

@@ -27,7 +27,7 @@ from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.host.rounds import REFINEMENT
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.quality_pairs import (
-    QualityAnswers,
+    QualityCompletions,
     QualityPairs,
     RefinedRound,
     RefinementCollator,
@@ -342,7 +342,7 @@ def test_stored_log_probs_give_the_same_gap(trainer: RoundTrainer, batch: dict[s
     quality = quality_of(trainer)
     refiner = refiner_for(trainer, quality)
     data = refined_round(trainer, quality)
-    answers = QualityAnswers(quality, data.dataset, range(PAIRS))
+    answers = QualityCompletions(quality, data.dataset, range(PAIRS))
     assert answers.lengths.tolist() == [sum(map(len, answers[i])) for i in range(2 * PAIRS)], (
         "lengths disagree with what is scored"
     )

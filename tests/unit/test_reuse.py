@@ -20,7 +20,7 @@ from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.scoring import scorer as scoring
-from sera_plugin.scoring.scorer import Answers, Scorer, inference
+from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
 
 VOCABULARY = 40
 draw = np.random.default_rng(5)
@@ -83,13 +83,13 @@ class Passes:
         settings = {"pad_token_id": 0, "max_length": 30, "token_budget": 14} | changes
         with inference(self.model):
             scorer = Scorer(Accelerator(cpu=True), **settings)
-            return scorer.logps(self.model, Answers(rows), "test", origin).logps.tobytes()
+            return scorer.logps(self.model, CompletionList(rows), "test", origin).logps.tobytes()
 
     def rollouts(self, prompts=PROMPTS, origin=None, seed=1, number=2, **changes):
         sampler = Sampler(Accelerator(cpu=True), replace(SAMPLING, **changes), TransformersEngine())
         with torch.no_grad():
             return list(
-                sampler.rollouts(
+                sampler.completions(
                     self.model, prompts, seed, number, synced=False, origin=origin
                 ).items()
             )

@@ -6,7 +6,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sera_plugin.data.candidates import Candidate, FreshPair, Pool, Source
+from sera_plugin.data.candidates import BootstrappedPair, Candidate, Pool, Source
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import (
     Composition,
@@ -23,7 +23,7 @@ relaxed = settings(deadline=None)
 def fresh(example_id):
     best = Candidate((7, 8, 9), Source.POLICY, True, 2.0, -3.0, -5.0)
     worst = Candidate((6,), Source.REJECTED, True, -1.0, -4.0, -3.0)
-    return FreshPair(example_id, best, worst, 0.3, Pool(example_id, (best, worst)))
+    return BootstrappedPair(example_id, best, worst, 0.3, Pool(example_id, (best, worst)))
 
 
 def test_compose_by_hand():
@@ -57,7 +57,7 @@ def test_a_round_has_exactly_the_planned_size(case):
     composition = compose(ids, kept, planned, found)
     assert composition.size == kept + planned
     assert composition.kept == tuple(ids[:kept])
-    assert composition.fresh == tuple(found[:planned])
+    assert composition.bootstrapped == tuple(found[:planned])
     # Fillers never repeat while there are pairs that the round does not hold yet.
     assert len(set(composition.filled)) >= min(len(composition.filled), len(ids) - kept)
     assert composition.filled[: len(ids) - kept] == tuple(
@@ -75,8 +75,10 @@ def test_rows_are_the_composition_in_an_order_of_their_own(case, seed, previous_
     offline = [row.example_id for row in rows if row.chosen_ids is None]
     assert sorted(offline) == sorted([*composition.kept, *composition.filled])
     own = [row for row in rows if row.chosen_ids is not None]
-    assert sorted(row.example_id for row in own) == sorted(p.example_id for p in composition.fresh)
-    turned = Composition(composition.kept[::-1], composition.filled, composition.fresh[::-1])
+    assert sorted(row.example_id for row in own) == sorted(
+        p.example_id for p in composition.bootstrapped
+    )
+    turned = Composition(composition.kept[::-1], composition.filled, composition.bootstrapped[::-1])
     assert rows_of(turned, seed, 2, previous_reference=previous_reference) == rows
 
 

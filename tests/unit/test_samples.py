@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from sera_plugin.data.candidates import Candidate, Rollout, Source
+from sera_plugin.data.candidates import Candidate, Completion, Source
 from sera_plugin.review.pairing import SampleStats, by_answer, for_the_guard
 
-LONG, CUT, EMPTY = Rollout((1, 2, 3, 4), True), Rollout((5, 6), False), Rollout((9,), True)
+LONG, CUT, EMPTY = Completion((1, 2, 3, 4), True), Completion((5, 6), False), Completion((9,), True)
 OWN = {"a": (LONG, CUT, LONG, EMPTY), "b": (CUT, CUT)}
-OTHER = {"a": (CUT, Rollout((8,), False)), "b": (LONG,)}
+OTHER = {"a": (CUT, Completion((8,), False)), "b": (LONG,)}
 ONE, TWO = Source.POLICY, Source.REFERENCE
 
 

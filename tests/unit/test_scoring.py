@@ -18,7 +18,7 @@ from sera_plugin.runtime.memory import Fitting
 from sera_plugin.scoring import logps as completion_logps
 from sera_plugin.scoring.scorer import (
     SHORTEST,
-    Answers,
+    CompletionList,
     Scorer,
     inference,
     plan_batches,
@@ -67,7 +67,7 @@ class AllLogits(torch.nn.Module):
 def score(model, rows, max_length=None, token_budget=64):
     scorer = Scorer(Accelerator(cpu=True), 0, max_length, token_budget)
     with inference(model):
-        return scorer.logps(model, Answers(rows), "test")
+        return scorer.logps(model, CompletionList(rows), "test")
 
 
 @pytest.mark.parametrize("token_budget", [1, 13, 40, 10_000])
@@ -85,7 +85,9 @@ def test_logps_equal_a_plain_loop(model, max_length, token_budget):
 def test_logps_through_wrappers(model, wrap):
     with inference(model):
         expected = plain_loop(model, ROWS, None)
-        found = Scorer(Accelerator(cpu=True), 0, None, 64).logps(wrap(model), Answers(ROWS), "test")
+        found = Scorer(Accelerator(cpu=True), 0, None, 64).logps(
+            wrap(model), CompletionList(ROWS), "test"
+        )
     np.testing.assert_allclose(found.logps, expected, atol=1e-5, rtol=0)
 
 
@@ -150,7 +152,7 @@ def test_batches_that_do_not_fit_are_halved(model):
     narrow = Narrow(model, room=40)
     scorer = Scorer(Accelerator(cpu=True), 0, None, 160)
     with inference(model):
-        found = scorer.logps(narrow, Answers(rows), "test").logps
+        found = scorer.logps(narrow, CompletionList(rows), "test").logps
         expected = plain_loop(model, rows, None)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     failed = [size for size in narrow.sizes if size > 40]
@@ -162,14 +164,16 @@ def test_batches_that_do_not_fit_are_halved(model):
 
 def test_memory_that_does_not_suffice_for_one_row_is_an_error(model):
     with inference(model), pytest.raises(torch.cuda.OutOfMemoryError):
-        Scorer(Accelerator(cpu=True), 0, None, 160).logps(Narrow(model, 15), Answers(ROWS), "test")
+        Scorer(Accelerator(cpu=True), 0, None, 160).logps(
+            Narrow(model, 15), CompletionList(ROWS), "test"
+        )
 
 
 def test_ranks_that_move_together_do_not_halve(model):
     narrow = Narrow(model, room=40)
     scorer = Scorer(Accelerator(cpu=True), 0, None, 160, fitting=Fitting(may_cut=False))
     with inference(model), pytest.raises(torch.cuda.OutOfMemoryError):
-        scorer.logps(narrow, Answers(ROWS * 4), "test")
+        scorer.logps(narrow, CompletionList(ROWS * 4), "test")
     assert len(narrow.sizes) == 1
 
 
@@ -185,7 +189,9 @@ def test_truncation_by_hand(model):
 def test_the_value_of_the_padding_does_not_matter(model):
     with inference(model):
         logps = [
-            Scorer(Accelerator(cpu=True), pad, None, 1000).logps(model, Answers(ROWS), "test").logps
+            Scorer(Accelerator(cpu=True), pad, None, 1000)
+            .logps(model, CompletionList(ROWS), "test")
+            .logps
             for pad in (0, 7)
         ]
     np.testing.assert_array_equal(*logps)

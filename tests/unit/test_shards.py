@@ -9,7 +9,7 @@ import pytest
 
 from sera_plugin.data.store import RunStore
 from sera_plugin.runtime.shards import LOG, REFERENCE, Origin, Shards, round_label
-from sera_plugin.sampling.sampler import RolloutCodec
+from sera_plugin.sampling.sampler import CompletionCodec
 
 VOCABULARY = 40
 TABLE = pa.table({"batch": [0, 0, 3], "logp": [-0.1, float("nan"), -float("inf")]})
@@ -170,8 +170,8 @@ def test_rollouts_read_back_equal(tmp_path):
         7: [("c", answers(((2**31 - 1,), True)))],
     }
     some = shards(tmp_path)
-    some.write(RolloutCodec().encode(found))
-    read = RolloutCodec().decode(some.read()[0])
+    some.write(CompletionCodec().encode(found))
+    read = CompletionCodec().decode(some.read()[0])
 
     def plain(batches):
         return {

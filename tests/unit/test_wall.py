@@ -41,7 +41,7 @@ PUBLIC = {
         "get_scheduler",
         "set_seed",
     },
-    "transformers.generation": {"TemperatureLogitsWarper", "TopPLogitsWarper"},
+    "transformers.generation.logits_process": {"TemperatureLogitsWarper", "TopPLogitsWarper"},
     "accelerate": {"Accelerator", "PartialState", "init_empty_weights"},
     "accelerate.utils": {"broadcast_object_list", "gather_object"},
     "accelerate.utils.memory": {"clear_device_cache", "should_reduce_batch_size"},

@@ -6,7 +6,7 @@
 ``figures``      figures as plain plotly dictionaries
 ``run_figures``  the figures of a run
 ``pairs``        which pairs a page shows, within its size
-``fresh``        bootstrapped pairs with their candidates
+``bootstrapped`` bootstrapped pairs with their candidates
 ``run_page``     a run as a page
 ================ =================================================================
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sera_plugin.commands.report.fresh import bootstrapped_pairs
+from sera_plugin.commands.report.bootstrapped import bootstrapped_pairs
 from sera_plugin.commands.report.page import Explorer, Grid, Page, write_page
 from sera_plugin.commands.report.pairs import offline_pairs, write_all
 from sera_plugin.commands.report.reviews import Reviews
@@ -55,9 +55,9 @@ def write_report(run: RunFiles, out: Path) -> Written:
         if not shown.complete:
             rest = out.with_name(f"{out.stem}-pairs.parquet")
             notices.append(f"This page shows part of the pairs; all are in {rest.name} beside it.")
-    fresh = bootstrapped_pairs(run.reviewed)
-    if fresh is not None:
-        explorers.append(fresh)
+    made = bootstrapped_pairs(run.reviewed)
+    if made is not None:
+        explorers.append(made)
     page = Page(
         title="SeRA run",
         subtitle=f"{run.output_dir} · base model {run.settings.get('base_model', 'unknown')}",

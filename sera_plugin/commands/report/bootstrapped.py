@@ -61,10 +61,10 @@ def bootstrapped_pairs(rounds: Sequence[StoredRound]) -> Explorer | None:
 
 
 def _places(stored: StoredRound) -> Iterator[_Place]:
-    if not stored.fresh_path.is_file():
+    if not stored.bootstrapped_path.is_file():
         return
     start = 0
-    with open(stored.fresh_path, "rb") as file:
+    with open(stored.bootstrapped_path, "rb") as file:
         for line in file:
             pair = _parsed(line, stored)
             yield _Place(stored, start, len(line), float(pair.get(BootstrappedPairs.MARGIN) or 0.0))
@@ -75,14 +75,14 @@ def _parsed(line: bytes, stored: StoredRound) -> dict[str, Any]:
     try:
         pair = json.loads(line)
     except ValueError as error:
-        raise RunError(f"{stored.fresh_path} can't be read ({error}).") from error
+        raise RunError(f"{stored.bootstrapped_path} can't be read ({error}).") from error
     if not isinstance(pair, dict) or not set(TEXTS) <= pair.keys():
-        raise RunError(f"{stored.fresh_path} was not written by a SeRA run.")
+        raise RunError(f"{stored.bootstrapped_path} was not written by a SeRA run.")
     return pair
 
 
 def _row(place: _Place) -> dict[str, Any]:
-    with open(place.stored.fresh_path, "rb") as file:
+    with open(place.stored.bootstrapped_path, "rb") as file:
         file.seek(place.start)
         pair = _parsed(file.read(place.size), place.stored)
     return {
