@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
-PYTEST = $(RUN) python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-crash coverage docs bench evidence evidence-all evidence-quick \
 	format clean

@@ -185,16 +185,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a module share its runs, so one worker takes them all, unless they are apart."""
-    for item in items:
-        if item.get_closest_marker("apart") is None:
-            group = item.get_closest_marker("xdist_group")
-            if group is None:
-                item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-
-
 def pytest_collection_finish() -> None:
     """What is imported by now stays. Passes collect garbage before they try again, and would look
     through all of it each time, which takes longer than most tests."""

@@ -33,12 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 PREVIOUS, FIXED = (
-    pytest.mark.parametrize(
-        "undisturbed",
-        [pytest.param(case, marks=pytest.mark.xdist_group(f"{case} reference"))],
-        indirect=True,
-    )
-    for case in ("previous", "fixed")
+    pytest.mark.parametrize("undisturbed", [case], indirect=True) for case in ("previous", "fixed")
 )
 
 
@@ -203,7 +198,6 @@ def test_another_number_of_processes_goes_on_with_the_stored_round(
 
 @pytest.mark.crash
 @pytest.mark.parametrize("step", [11, 16])
-@pytest.mark.apart
 def test_two_ranks_under_zero3_continue_as_if_nothing_had_happened(
     config: MakeConfig, run_cli: RunCli, tmp_path: Path, step: int
 ) -> None:

@@ -37,10 +37,7 @@ FSDP2 = {
     },
 }
 BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
-ADAPTERS = [
-    pytest.param(adapter, id=name, marks=pytest.mark.xdist_group(f"ranks {name}"))
-    for name, adapter in {"full": {}, "lora": LORA}.items()
-]
+ADAPTERS = [pytest.param(adapter, id=name) for name, adapter in {"full": {}, "lora": LORA}.items()]
 REAL = {("ddp", False), ("zero3", True)}
 """Backend, and whether with an adapter, of the runs that ``torchrun`` starts as processes anew."""
 
@@ -147,14 +144,12 @@ def test_two_ranks_find_what_one_process_finds(
     check(run, runs.single(adapter))
 
 
-@pytest.mark.xdist_group("ranks full")
 def test_fsdp2(runs: Runs) -> None:
     run, _ = runs.ranks(**FSDP2)
     check(run, runs.single({}))
     assert json.loads((run / "sera/run.json").read_text())["distributed"] == "FSDP"
 
 
-@pytest.mark.apart
 def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
     sera = _sera(gather=False) | {"selection": {"keep": 40}}
     sera["bootstrap"] |= {"fraction": 0.016, "prompts": 0.016}
@@ -164,7 +159,6 @@ def test_ungathered_sampling_with_fewer_prompts_than_ranks(runs: Runs) -> None:
     assert candidates["example_id"].nunique() == 1
 
 
-@pytest.mark.apart
 def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) -> None:
     """Three batches of prompts on two ranks that must take every decoding step together."""
     sera = _sera(gather=False, num_candidates=6, max_new_tokens=60, sampler="policy")
@@ -181,7 +175,6 @@ def test_uneven_batches_of_answers_of_different_length(runs: Runs, llama: Path) 
     assert sampled["token_ids"].map(len).nunique() > 2
 
 
-@pytest.mark.apart
 def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
     _, out = runs.ranks(env={"FAIL_RANK": "1"})
     stopped = time.time()
@@ -190,7 +183,6 @@ def test_all_ranks_stop_when_one_fails(runs: Runs) -> None:
     assert stopped - fault < 60
 
 
-@pytest.mark.apart
 def test_hooks_and_checkpointing_come_back_when_sampling_raises(
     llama: Path, run_python: RunCli
 ) -> None:

@@ -42,7 +42,6 @@ state.destroy_process_group()
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_three_ranks_exchange_objects_in_pieces(run_ranks: RunCli, tmp_path: Path) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)

@@ -551,7 +551,6 @@ def test_max_steps_out_of_range(refused: Start, value: Any):
 
 @pytest.mark.cli
 @pytest.mark.parametrize("module", ["sera_plugin.host.checks", "sera_plugin.review.metrics"])
-@pytest.mark.apart
 def test_missing_dependency_never_trains_plain_dpo(
     config: MakeConfig, real_cli: RunCli, tmp_path: Path, module: str
 ):
@@ -589,7 +588,6 @@ def test_missing_dependency_never_trains_plain_dpo(
         ({"val_set_size": 0.999, "drop": ("test_datasets",)}, "val_set_size: 0.999 leaves no"),
     ],
 )
-@pytest.mark.apart
 def test_the_command_line_ends_with_the_sentence(
     config: MakeConfig, run_cli: RunCli, weightless: Path, changes: dict, start_of_sentence: str
 ):

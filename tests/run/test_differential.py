@@ -121,10 +121,7 @@ class Run:
         return self._margins[number]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES],
-)
+@pytest.fixture(scope="module", params=CASES)
 def run(
     request: pytest.FixtureRequest, config: MakeConfig, run_cli: RunCli, llama: Path, qwen: Path
 ) -> Run:

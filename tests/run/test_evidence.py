@@ -241,7 +241,6 @@ def test_page_has_tables_and_plots(study: Path) -> None:
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_the_quick_study_finds_what_any_study_must(tmp_path: Path, run_python: RunCli) -> None:
     """What ``make evidence-quick`` runs, with one seed and without tuning."""
     paths = ("--work", tmp_path, "--results", tmp_path / "found", "--page", tmp_path / "page.md")

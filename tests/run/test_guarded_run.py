@@ -28,7 +28,6 @@ def summary(run: Path, number: int) -> dict[str, Any]:
     return json.loads((run / f"sera/round-{number:02d}/summary.json").read_text())
 
 
-@pytest.mark.apart
 def test_the_reference_writes_in_a_full_fine_tune(
     config: MakeConfig, run_cli: RunCli, llama: Path
 ) -> None:

@@ -246,7 +246,6 @@ def test_a_damaged_round_is_never_trained_on(
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_ruined_weights_end_the_run_and_the_last_good_checkpoint_stays(
     config: MakeConfig, run_cli: RunCli, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from ranks import LIMIT, RANKS, TORCHRUN
 
 from sera_plugin.review.judging import SHARD_BATCHES
 
-pytestmark = [pytest.mark.cli, pytest.mark.apart]
+pytestmark = pytest.mark.cli
 PAIRS, FRESH = 60, 6
 # The reference writes the answers, which two ranks and one process then know to be the same.
 SAMPLING: dict[str, Any] = {

@@ -41,7 +41,6 @@ print(peak() - before, seconds)
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_a_million_pairs_take_hundreds_of_megabytes_and_seconds() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300

@@ -182,7 +182,6 @@ def test_bad_input_is_one_sentence(config: MakeConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_plan_of_a_config_for_eight_gpus_with_bf16(
     config: MakeConfig, run_cli: RunCli, llama: Path
 ) -> None:
@@ -206,7 +205,6 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(
 
 
 @pytest.mark.cli
-@pytest.mark.apart
 def test_what_would_be_refused(config: MakeConfig, run_cli: RunCli) -> None:
     path = config(micro_batch_size=32, gradient_accumulation_steps=2)
     said = run_cli("sera", "plan", path, "--gpus", "8", expect_failure=True)

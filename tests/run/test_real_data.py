@@ -60,10 +60,7 @@ def _texts() -> list[str]:
     return [row["chosen"]["content"] for row in rows]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES],
-)
+@pytest.fixture(scope="module", params=CASES)
 def run(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

@@ -32,7 +32,6 @@ def logs(run: Path) -> list[dict[str, Any]]:
     return [entry for entry in history if "loss" in entry]
 
 
-@pytest.mark.apart
 def test_weight_zero_is_a_run_without_the_block(config: MakeConfig, run_cli: RunCli) -> None:
     """One epoch that is never reviewed: plain DPO, to the last bit."""
     found = []
@@ -131,7 +130,6 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
-@pytest.mark.apart
 def test_zero3_finds_what_one_process_finds(
     config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path
 ) -> None:

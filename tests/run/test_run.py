@@ -148,7 +148,6 @@ LOSSES = [
 ]
 
 
-@pytest.mark.apart
 def test_all_of_trls_losses_at_once_with_weights_and_smoothing(
     config: MakeConfig, run_cli: RunCli
 ) -> None:

@@ -12,7 +12,7 @@ from runs_on_disk import _fresh, texts
 
 from sera_plugin.training.publish import COLUMNS, ROWS, log_samples
 
-pytestmark = [pytest.mark.cli, pytest.mark.apart]
+pytestmark = pytest.mark.cli
 CODE = """
 import json, sys
 {start}

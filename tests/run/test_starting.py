@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs_on_disk import write_run
 
-pytestmark = [pytest.mark.cli, pytest.mark.apart]
+pytestmark = pytest.mark.cli
 
 
 def test_commands_start_without_torch() -> None:

@@ -19,7 +19,6 @@ from sera_plugin.config import SeraConfig
 pytestmark = pytest.mark.cli
 
 BATCH = 8
-OFF = pytest.mark.xdist_group("switched off")
 ROUND = TRAIN_PAIRS // BATCH
 """Updates of a round: by default a reviewed round is as large as D."""
 
@@ -90,14 +89,12 @@ def assert_off(config: Path, plain: Path) -> None:
     assert not (output_dir(config) / "sera").exists()
 
 
-@OFF
 def test_off_in_the_yaml(config: MakeConfig, run_cli: RunCli, plain: Path):
     path = config(num_epochs=2, sera=False)
     run_cli("train", path, "--launcher", "python")
     assert_off(path, plain)
 
 
-@OFF
 def test_off_by_the_environment_and_the_default_launcher(
     config: MakeConfig, real_cli: RunCli, plain: Path
 ):
@@ -107,14 +104,12 @@ def test_off_by_the_environment_and_the_default_launcher(
     assert_off(path, plain)
 
 
-@OFF
 def test_off_by_our_command(config: MakeConfig, run_cli: RunCli, plain: Path):
     path = config(num_epochs=3)
     run_cli("sera", "train", path, "--no-sera", "--num-epochs", "2", "--launcher", "python")
     assert_off(path, plain)
 
 
-@OFF
 def test_off_by_the_module(config: MakeConfig, run_python: RunCli, plain: Path):
     path = config(num_epochs=2)
     run_python("-m", "axolotl.cli.train", path, "--sera", "False")
@@ -174,7 +169,6 @@ def test_the_loss_runs_on_the_hosts_own_kernels(reviewed: tuple[Path, str]):
     assert f"log-softmax of {module}" in output
 
 
-@pytest.mark.apart
 def test_max_steps_caps_the_run(config: MakeConfig, run_cli: RunCli):
     path = config()
     run_cli("train", path, "--launcher", "python", "--max-steps", "5")
@@ -197,7 +191,6 @@ def test_one_seed_gives_one_run(config: MakeConfig, run_cli: RunCli, reviewed: t
         assert tables[0].equals(tables[1]), name
 
 
-@pytest.mark.apart
 def test_preprocess_prepares_what_training_reads(config: MakeConfig, run_cli: RunCli):
     path = config(num_epochs=2)
     prepared = Path(yaml.safe_load(path.read_text())["dataset_prepared_path"])

@@ -96,7 +96,6 @@ def test_weights_that_do_not_arrive_are_found(cpu_vllm: None, server: Serving, f
         assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)
 
 
-@pytest.mark.apart
 def test_a_server_that_dies_costs_no_finished_shard(
     cpu_vllm: None, base: Path, tmp_path: Path
 ) -> None:
@@ -169,7 +168,6 @@ for has_server, failing in ((True, None), (True, 0), (False, 1), (False, None)):
 """
 
 
-@pytest.mark.apart
 def test_what_fails_on_one_rank_is_raised_on_all(run_ranks: RunCli, tmp_path: Path) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)
