@@ -59,7 +59,7 @@ test: $(VENV)/.installed-dev
 
 # For every day: what starts no process.
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m "not cli and not kill and not crash" tests/unit $(wildcard tests/contract)
+	$(PYTEST) -m "not cli and not slow and not kill and not crash" tests/unit
 
 test-crash: $(VENV)/.installed-dev
 	$(PYTEST) -m "kill or crash"

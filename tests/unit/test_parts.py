@@ -70,6 +70,7 @@ def test_the_schema_names_the_parts() -> None:
     assert bootstrap["judge"]["anyOf"][0] == {"enum": ["implicit"]}
 
 
+@pytest.mark.slow
 def test_an_engine_is_imported_without_a_trainer_of_trl() -> None:
     code = (
         "import sys\n"

@@ -162,6 +162,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("large") / "out", 100_000, reviews=1, words=40)
 
 
+@pytest.mark.slow
 def test_large_run_stays_below_10_megabytes(large: Path) -> None:
     result = report(large)
     assert result.exit_code == 0, result.output

@@ -313,6 +313,7 @@ def ask(server: host.Server) -> host.Reply:
     return server.generate([prompt.token_ids for prompt in TWO], options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 503, 500])
 def test_a_failure_that_passes_is_tried_again(cpu_vllm: None, first: int) -> None:
     whole = json.dumps(good())
@@ -322,6 +323,7 @@ def test_a_failure_that_passes_is_tried_again(cpu_vllm: None, first: int) -> Non
         assert found.server.interrupted == (first == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "wait", "words", "requests"),
     [
@@ -346,6 +348,7 @@ def test_a_failure_that_stays_is_one_sentence(
         assert requests[0] <= len(found.requests) <= requests[1]
 
 
+@pytest.mark.slow
 def test_no_server_is_one_sentence_within_the_time(cpu_vllm: None) -> None:
     start = time.monotonic()
     with pytest.raises(VllmError, match=r"no vLLM server is at \S+:1 after 2 seconds"):
