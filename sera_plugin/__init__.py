@@ -33,7 +33,8 @@ __all__ = ["SeRAPlugin", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import the plugin when it is asked for: commands that only read files start without it."""
     if name != "SeRAPlugin":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = "; did you mean SeRAPlugin?" if name.lower() == "seraplugin" else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     try:
         from sera_plugin.plugin import SeRAPlugin
     except ImportError as error:

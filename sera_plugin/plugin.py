@@ -13,7 +13,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 
 from sera_plugin.config import SeraConfig, parse_block
-from sera_plugin.host.checks import TRAINER, plan_of
+from sera_plugin.host.checks import TRAINER, never_reviewed, plan_of, without_effect
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
 from sera_plugin.runtime.logs import logger
@@ -55,6 +55,8 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
             return
         check_config(cfg, config)
         _check_output(cfg.get("output_dir"))
+        for sentence in without_effect(cfg):
+            LOG.warning("%s", sentence)
         if cfg.get("save_only_model"):
             LOG.warning(
                 "save_only_model: true makes checkpoints without the optimizer's state; a run that "
@@ -81,8 +83,11 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
         meta, tokenizer = load_preference_data(cfg)
         check_data(cfg, config, meta.train_dataset, tokenizer)
         # Axolotl derives warm-up and logging steps from this number.
-        steps = plan_of(cfg, config, len(meta.train_dataset)).max_steps
-        return replace(meta, total_num_steps=steps)
+        schedule = plan_of(cfg, config, len(meta.train_dataset))
+        unreviewed = never_reviewed(cfg, config, schedule)
+        if unreviewed:
+            LOG.warning("%s", unreviewed)
+        return replace(meta, total_num_steps=schedule.max_steps)
 
     def pre_model_load(self, cfg: Any) -> None:
         """Import the trainer: after Axolotl patched TRL, and before it loads a model."""

@@ -19,10 +19,14 @@ class SeRATrainer(RoundTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cfg = plugin_config()
-        block = cfg.sera
+        block: Any = cfg.sera if cfg is not None else None
         config = parse_block(block.to_dict() if hasattr(block, "to_dict") else block)
         if config is None:
-            raise RuntimeError("SeRATrainer needs a `sera:` block in the config.")
+            raise RuntimeError(
+                "trainer_cls: sera_plugin.trainer.SeRATrainer can't train alone; list "
+                "sera_plugin.SeRAPlugin under plugins: and write a sera: block, or remove "
+                "trainer_cls."
+            )
         # TRL draws a new adapter's weights before the host's trainer seeds itself.
         set_seed(int(cfg.seed))
         super().__init__(*args, **kwargs)

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import assets
 import pytest
 import yaml
 from command_line import (
@@ -24,7 +23,7 @@ from command_line import (
     RunCli,
     Runner,
     Starting,
-    dataset_entry,
+    run_keys,
 )
 from hypothesis import settings
 from vllm_serving import vllm_on_cpu
@@ -37,7 +36,12 @@ settings.load_profile("any machine")
 os.environ |= OFFLINE
 
 
+# These import torch, which a process that only hands out tests need not.
+
+
 def _texts() -> list[str]:
+    import assets
+
     rows = [*assets.pairs(TRAIN_PAIRS), *assets.pairs(EVAL_PAIRS, 9)]
     return [
         text
@@ -53,18 +57,24 @@ def _texts() -> list[str]:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Llama."""
+    import assets
+
     return assets.save_model(tmp_path_factory.mktemp("models") / "llama", "llama", _texts())
 
 
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Qwen2."""
+    import assets
+
     return assets.save_model(tmp_path_factory.mktemp("models") / "qwen", "qwen", _texts())
 
 
 @pytest.fixture(scope="session")
 def train_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 preference pairs in chat form."""
+    import assets
+
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     return assets.write_jsonl(path, assets.pairs(TRAIN_PAIRS))
 
@@ -72,6 +82,8 @@ def train_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 other preference pairs."""
+    import assets
+
     path = tmp_path_factory.mktemp("data") / "eval.jsonl"
     return assets.write_jsonl(path, assets.pairs(EVAL_PAIRS, 9))
 
@@ -90,33 +102,7 @@ def config(
     def make(*, drop: tuple[str, ...] = (), **changes: Any) -> Path:
         folder = root / f"{next(numbers):03d}"
         folder.mkdir()
-        keys: dict[str, Any] = {
-            "base_model": str(llama),
-            "plugins": ["sera_plugin.SeRAPlugin"],
-            "rl": "dpo",
-            "rl_beta": 0.1,
-            "datasets": [dataset_entry(train_data)],
-            "test_datasets": [dataset_entry(eval_data)],
-            "dataset_prepared_path": str(folder / "prepared"),
-            "output_dir": str(folder / "out"),
-            "sequence_len": 128,
-            "micro_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "num_epochs": 3,
-            "learning_rate": 1e-3,
-            "optimizer": "adamw_torch",
-            "lr_scheduler": "cosine",
-            "val_set_size": 0,
-            "bf16": False,
-            "fp16": False,
-            "tf32": False,
-            "logging_steps": 1,
-            "evals_per_epoch": 1,
-            "saves_per_epoch": 1,
-            "seed": 7,
-            # A tiny random model's reward says nothing, and the guard would find that out.
-            "sera": {"bootstrap": {"max_new_tokens": 16, "guard": False}},
-        }
+        keys = run_keys(llama, train_data, eval_data, folder)
         keys = {key: value for key, value in (keys | changes).items() if key not in drop}
         path = folder / "config.yml"
         path.write_text(yaml.safe_dump(keys), encoding="utf-8")

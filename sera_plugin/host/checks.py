@@ -85,6 +85,43 @@ def check_host_config(cfg: Any, config: SeraConfig) -> None:
     _check_sharding(cfg, config)
 
 
+def without_effect(cfg: Any) -> list[str]:
+    """A sentence for every key of the host that does nothing in the run that ``cfg`` describes.
+
+    Read from axolotl 0.19.0 and trl 1.9.0.
+    """
+    found = []
+    smoothing = cfg.get("dpo_label_smoothing")
+    if smoothing and rl_of(cfg) == "dpo" and losses_of(cfg) == ["sigmoid"]:
+        found.append(
+            f"dpo_label_smoothing: {in_yaml(smoothing)} has no effect, because TRL's sigmoid loss "
+            "does not read it; dpo_loss_type: [robust] does."
+        )
+    if cfg.get("lora_model_dir") and cfg.get("adapter") and not cfg.get("merge_lora"):
+        found.append(
+            f"lora_model_dir: {in_yaml(cfg.get('lora_model_dir'))} gives no weights to a DPO run, "
+            "whose adapter starts anew; merge it into base_model first."
+        )
+    if cfg.get("early_stopping_patience"):
+        found.append(
+            f"early_stopping_patience: {in_yaml(cfg.get('early_stopping_patience'))} has no effect "
+            "on a DPO run in Axolotl."
+        )
+    return found
+
+
+def never_reviewed(cfg: Any, config: SeraConfig, schedule: Schedule) -> str | None:
+    """A sentence if a run that is to review ends before its first review, else None."""
+    if not config.reviews or schedule.last_round > config.warmup_rounds:
+        return None
+    warmup = sum(schedule.updates[: config.warmup_rounds])
+    return (
+        f"max_steps: {in_yaml(cfg.max_steps)} ends the run before its first review, which comes "
+        f"after {warmup} updates (sera.warmup_rounds: {config.warmup_rounds}); this run is plain "
+        f"{str(rl_of(cfg)).upper()}."
+    )
+
+
 def _check_rounds(cfg: Any, config: SeraConfig) -> None:
     epochs = cfg.get("num_epochs", 1)
     epochs = 1 if epochs is None else epochs
@@ -253,6 +290,12 @@ def check_tokenizer(cfg: Any, config: SeraConfig, dataset: Dataset, tokenizer: A
 def rl_of(cfg: Any) -> Any:
     """The host's ``rl:`` value as a word."""
     return getattr(cfg.get("rl"), "value", cfg.get("rl"))
+
+
+def losses_of(cfg: Any) -> list[str]:
+    """The host's ``dpo_loss_type:`` as a list of names."""
+    given = cfg.get("dpo_loss_type") or "sigmoid"
+    return [given] if isinstance(given, str) else list(given)
 
 
 def in_yaml(value: Any) -> str:

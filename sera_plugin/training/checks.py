@@ -14,6 +14,7 @@ from sera_plugin.host.checks import (
     check_host_config,
     check_tokenizer,
     in_yaml,
+    losses_of,
     rl_of,
 )
 from sera_plugin.review.selection import rule_of
@@ -75,12 +76,11 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
 
 
 def _check_loss(cfg: Any, what: str) -> None:
-    given = cfg.get("dpo_loss_type") or "sigmoid"
-    kinds = [given] if isinstance(given, str) else list(given)
-    if rl_of(cfg) == "dpo" and kinds not in ([loss] for loss in LOSSES):
+    if rl_of(cfg) == "dpo" and losses_of(cfg) not in ([loss] for loss in LOSSES):
+        given = in_yaml(cfg.get("dpo_loss_type"))
         raise SeraConfigError(
-            f"dpo_loss_type: {in_yaml(given)} can't be used with {what}; allowed are sigmoid (the "
-            "default) and ipo."
+            f"dpo_loss_type: {given} can't be used with {what}; allowed are sigmoid (the default) "
+            "and ipo."
         )
 
 

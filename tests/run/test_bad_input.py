@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import assets
 import pytest
+from axolotl.integrations.base import load_plugin
 from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
 
@@ -540,6 +541,53 @@ def test_max_steps_is_no_error(host: None, config: MakeConfig, asked: int, total
 
     cfg = load_cfg(str(config(max_steps=asked)))
     assert PluginManager.get_instance().load_datasets(cfg).total_num_steps == total
+
+
+@pytest.mark.parametrize(("asked", "said"), [(8, True), (9, False)])
+def test_a_run_that_never_reviews_is_warned_of(
+    host: None, config: MakeConfig, caplog: pytest.LogCaptureFixture, asked: int, said: bool
+):
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    cfg = load_cfg(str(config(max_steps=asked)))
+    PluginManager.get_instance().load_datasets(cfg)
+    sentence = (
+        "max_steps: 8 ends the run before its first review, which comes after 8 updates "
+        "(sera.warmup_rounds: 1); this run is plain DPO."
+    )
+    assert (sentence in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"dpo_label_smoothing": 0.1}, "dpo_label_smoothing: 0.1 has no effect, because TRL's"),
+        ({"dpo_label_smoothing": 0.1, "dpo_loss_type": ["robust"]}, ""),
+        ({"lora_model_dir": "a", "adapter": "lora"}, "lora_model_dir: a gives no weights to"),
+        ({"early_stopping_patience": 3}, "early_stopping_patience: 3 has no effect on a DPO run"),
+    ],
+)
+def test_keys_without_effect_are_named(keys: dict[str, Any], sentence: str):
+    found = host_checks.without_effect({"rl": "dpo"} | keys)
+    assert len(found) == bool(sentence)
+    assert all(one.startswith(sentence) for one in found)
+    for one in found:
+        assert_one_sentence(one)
+
+
+def test_a_misspelt_plugin_gets_a_hint():
+    with pytest.raises(AttributeError, match="'SeraPlugin'; did you mean SeRAPlugin"):
+        load_plugin("sera_plugin.SeraPlugin")
+
+
+@pytest.mark.cli
+def test_the_trainer_without_the_plugin_says_so(config: MakeConfig, run_cli: RunCli):
+    path = config(trainer_cls="sera_plugin.trainer.SeRATrainer", drop=("plugins", "sera"))
+    output = run_cli("train", path, "--launcher", "python", expect_failure=True)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: trainer_cls: sera_plugin.trainer.SeRATrainer can't train")
+    assert "list sera_plugin.SeRAPlugin under plugins:" in last
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "many"])

@@ -81,6 +81,7 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
 def make_configs(folder: Path) -> dict[str, Path]:
     """A model, data and a YAML for every run."""
     import assets
+    from command_line import run_keys
 
     rows = [*assets.pairs(64), *assets.pairs(12, 9)]
     texts = [
@@ -93,38 +94,10 @@ def make_configs(folder: Path) -> dict[str, Path]:
         "train": assets.write_jsonl(folder / "train.jsonl", assets.pairs(64)),
         "eval": assets.write_jsonl(folder / "eval.jsonl", assets.pairs(12, 9)),
     }
-    entry = {
-        "ds_type": "json", "split": "train", "type": "chat_template.default",
-        "field_messages": "messages",
-    }  # fmt: skip
     configs = {}
     for name, changes in runs(folder).items():
-        keys = {
-            "base_model": str(model),
-            "plugins": ["cpu_ranks.CpuRanks", "sera_plugin.SeRAPlugin"],
-            "rl": "dpo",
-            "rl_beta": 0.1,
-            "datasets": [entry | {"path": str(data["train"])}],
-            "test_datasets": [entry | {"path": str(data["eval"])}],
-            "dataset_prepared_path": str(folder / name / "prepared"),
-            "output_dir": str(folder / name / "out"),
-            "sequence_len": 128,
-            "micro_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "num_epochs": 3,
-            "learning_rate": 1e-3,
-            "optimizer": "adamw_torch",
-            "lr_scheduler": "cosine",
-            "val_set_size": 0,
-            "bf16": False,
-            "fp16": False,
-            "tf32": False,
-            "logging_steps": 1,
-            "evals_per_epoch": 1,
-            "saves_per_epoch": 1,
-            "seed": 7,
-            "sera": {"bootstrap": GUARDED_OFF},
-        }
+        keys = run_keys(model, data["train"], data["eval"], folder / name)
+        keys["plugins"] = ["cpu_ranks.CpuRanks", *keys["plugins"]]
         configs[name] = folder / f"{name}.yml"
         configs[name].write_text(yaml.safe_dump(keys | changes))
     return configs

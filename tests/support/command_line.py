@@ -126,6 +126,37 @@ def dataset_entry(path: Path) -> dict[str, Any]:
     }
 
 
+def run_keys(model: Path, train: Path, evaluation: Path, folder: Path) -> dict[str, Any]:
+    """The keys of a tiny SeRA run that writes into ``folder``."""
+    return {
+        "base_model": str(model),
+        "plugins": ["sera_plugin.SeRAPlugin"],
+        "rl": "dpo",
+        "rl_beta": 0.1,
+        "datasets": [dataset_entry(train)],
+        "test_datasets": [dataset_entry(evaluation)],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "output_dir": str(folder / "out"),
+        "sequence_len": 128,
+        "micro_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_epochs": 3,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "cosine",
+        "val_set_size": 0,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "logging_steps": 1,
+        "evals_per_epoch": 1,
+        "saves_per_epoch": 1,
+        "seed": 7,
+        # A tiny random model's reward says nothing, and the guard would find that out.
+        "sera": {"bootstrap": {"max_new_tokens": 16, "guard": False}},
+    }
+
+
 def output_dir(config: Path) -> Path:
     """Where a run of this config writes."""
     return Path(yaml.safe_load(config.read_text())["output_dir"])
