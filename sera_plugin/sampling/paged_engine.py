@@ -8,7 +8,6 @@ number, so both engines give the same answers up to rounding of the logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,21 +19,19 @@ from sera_plugin.config import SeraConfig
 from sera_plugin.host.checks import sharded
 from sera_plugin.host.paged import PagedRequest, paged_answers
 from sera_plugin.runtime.errors import SeraConfigError
-from sera_plugin.sampling.transformers_engine import only_drawn, warpers
+from sera_plugin.sampling.transformers_engine import TransformersEngine, only_drawn, warpers
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
-    from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
+    from sera_plugin.sampling.settings import Sampling
 
 
 @dataclass(frozen=True)
-class PagedEngine:
-    """Samples with a ``ContinuousBatchingManager``."""
+class PagedEngine(TransformersEngine):
+    """Samples with a ``ContinuousBatchingManager``; served as ``TransformersEngine`` is."""
 
     name: ClassVar[str] = "transformers_paged"
     pads: ClassVar[bool] = False
-    cuts: ClassVar[bool] = True
-    token_budget: ClassVar[int | None] = None
 
     @staticmethod
     def check(cfg: Any, config: SeraConfig) -> None:
@@ -49,13 +46,6 @@ class PagedEngine:
                 f"sera.bootstrap.engine: transformers_paged can't be used under {how}, where no "
                 "process holds the weights; use transformers, or ZeRO-1, ZeRO-2 or DDP."
             )
-
-    @classmethod
-    def start(cls, parts: EngineParts) -> PagedEngine:
-        return cls()
-
-    def serving(self, serving: Serving) -> AbstractContextManager[tuple[PreTrainedModel, bool]]:
-        return serving.policies.generating(serving.writer)
 
     def sample(
         self,

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ class TransformersEngine:
     token_budget: ClassVar[int | None] = None
 
     @classmethod
-    def start(cls, parts: EngineParts) -> TransformersEngine:
+    def start(cls, parts: EngineParts) -> Self:
         return cls()
 
     def serving(self, serving: Serving) -> AbstractContextManager[tuple[PreTrainedModel, bool]]:
