@@ -22,6 +22,7 @@ from sera_plugin.data.pairs import OfflineCompletions
 from sera_plugin.sampling.paged_engine import PagedEngine
 from sera_plugin.sampling.sampler import Prompt
 from sera_plugin.scoring.scorer import CompletionList
+from sera_plugin.training.run import Run
 
 SLOW_PAIRS = 24
 """Pairs that the slow reference scores, one by one."""
@@ -39,7 +40,7 @@ def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
         "generation": bench.generation(wanted["prompts"], wanted["batch"], wanted["paged"]),
         "hardware": rates(device, dtype),
         "flops": bench.flops(),
-        "weight_bytes": _weight_bytes(trainer.policies.unwrapped, dtype),
+        "weight_bytes": _weight_bytes(trainer.rounds.run.policies.unwrapped, dtype),
     }
 
 
@@ -55,6 +56,12 @@ class Bench:
     trainer: Any
     repeats: int
 
+    @property
+    def run(self) -> Run:
+        """The run's parts."""
+        found: Run = self.trainer.rounds.run
+        return found
+
     def _timed(self, work: Callable[[], T]) -> tuple[T, float, float]:
         """The result, seconds, and seconds of processor time."""
         device = self.trainer.accelerator.device
@@ -65,13 +72,13 @@ class Bench:
         return found, time.perf_counter() - start, time.process_time() - cpu
 
     def _rows(self) -> list[naive.Triple]:
-        dataset = self.trainer.pairs.dataset
+        dataset = self.run.pairs.dataset
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
         return list(zip(*(dataset[name] for name in names), strict=True))
 
     def _fast(self, forward: Any) -> Any:
-        answers = OfflineCompletions(self.trainer.pairs)
-        return self.trainer.reviewer.scorer.logps(forward, answers, "benchmark: scoring")
+        answers = OfflineCompletions(self.run.pairs)
+        return self.run.reviewer.scorer.logps(forward, answers, "benchmark: scoring")
 
     def _naive(
         self, forward: Any, rows: list[naive.Triple], batch: int, dtype: torch.dtype | None = None
@@ -81,7 +88,7 @@ class Bench:
             rows,
             batch=batch,
             max_length=self.trainer.args.max_length,
-            pad=self.trainer.reviewer.scorer.pad_token_id,
+            pad=self.run.reviewer.scorer.pad_token_id,
             device=self.trainer.accelerator.device,
             dtype=dtype,
         )
@@ -90,7 +97,7 @@ class Bench:
         """Log-probs of all pairs under the policy, both ways."""
         rows, batch = self._rows(), self.trainer.args.per_device_train_batch_size
         fast, slow = [], []
-        with self.trainer.policies.policy() as forward:
+        with self.run.policies.policy() as forward:
             self._naive(forward, rows[:batch], batch)
             for _ in range(self.repeats):
                 done, *seconds = self._timed(lambda: self._fast(forward))
@@ -113,9 +120,9 @@ class Bench:
         """Largest difference of margins to a reference that goes pair by pair, in float64."""
         rows = self._rows()[:SLOW_PAIRS]
         answers = CompletionList([(prompt, answer) for prompt, *both in rows for answer in both])
-        scorer, found = self.trainer.reviewer.scorer, {}
+        scorer, found = self.run.reviewer.scorer, {}
         for name in ("policy", "reference"):
-            with getattr(self.trainer.policies, name)() as forward:
+            with getattr(self.run.policies, name)() as forward:
                 fast = scorer.logps(forward, answers, "benchmark: margins").logps.reshape(-1, 2)
                 slow, _ = self._naive(forward, rows, 1, torch.float64)
             found[name] = (fast, slow)
@@ -131,22 +138,22 @@ class Bench:
 
     def generation(self, count: int, batch: int, paged: bool) -> dict[str, Any]:
         """Completions to the first prompts of D, both ways, and by continuous batching."""
-        trainer, settings = self.trainer, self.trainer.sampling
-        token_ids = [ids for ids in trainer.pairs.dataset["prompt_ids"] if settings.room(len(ids))]
+        run, settings = self.run, self.run.sampling
+        token_ids = [ids for ids in run.pairs.dataset["prompt_ids"] if settings.room(len(ids))]
         prompts = [Prompt(str(i), tuple(ids)) for i, ids in enumerate(token_ids[:count])]
-        sampler = trainer.reviewer.bootstrapper.sampler
+        sampler = run.reviewer.bootstrapper.sampler
         sides = ["fast", *(["paged"] if paged else []), "naive"]
         times: dict[str, list[list[float]]] = {side: [] for side in sides}
         made: dict[str, list[int]] = {side: [] for side in sides}
         sizes: dict[str, list[int]] = {side: [] for side in sides}
         counting = _Counting(sizes.get("paged", []))
         samplers = {"fast": sampler, "paged": replace(sampler, engine=counting)}
-        with trainer.policies.generating() as (model, synced):
+        with run.policies.generating() as (model, synced):
 
             def answers(side: str, turn: int) -> int:
                 if side == "naive":
                     return self._generate(model, [list(p.token_ids) for p in prompts], batch)
-                found = samplers[side].rollouts(model, prompts, turn, 1, synced=synced)
+                found = samplers[side].completions(model, prompts, turn, 1, synced=synced)
                 return sum(len(r.token_ids) for each in found.values() for r in each)
 
             for turn in range(self.repeats):
@@ -165,7 +172,7 @@ class Bench:
         return found
 
     def _generate(self, model: Any, prompts: list[list[int]], batch: int) -> int:
-        settings = self.trainer.sampling
+        settings = self.run.sampling
         return naive.generate(
             model,
             prompts,
@@ -181,10 +188,10 @@ class Bench:
 
     def flops(self) -> dict[str, float]:
         """Operations of a forward pass over all pairs, and per token of the rows."""
-        pairs = self.trainer.pairs
+        pairs = self.run.pairs
         rows = OfflineCompletions(pairs).lengths
         answers = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1).reshape(-1)
-        total = forward_flops(self.trainer.policies.unwrapped, rows, answers)
+        total = forward_flops(self.run.policies.unwrapped, rows, answers)
         return {"scoring_pass": total, "per_token": total / float(rows.sum())}
 
 

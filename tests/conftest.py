@@ -157,6 +157,12 @@ def real_cli(logs: Path) -> RunCli:
     return Runner(Executables(), "axolotl", _made(logs / "real"))
 
 
+@pytest.fixture(scope="session")
+def real_python(logs: Path) -> RunCli:
+    """Run Python itself, for what keeps threads of its own."""
+    return Runner(Executables(), "python", _made(logs / "real-python"))
+
+
 @pytest.fixture
 def cpu_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """TRL finds the engine for CPU in the place of vLLM."""

@@ -62,7 +62,8 @@ class ReviewedRounds:
         self._started, self._tokens_before = 0.0, 0.0
 
     @property
-    def _run(self) -> Run:
+    def run(self) -> Run:
+        """The run, from when its models are prepared."""
         assert self._opened is not None, "the host calls `open` before all else"
         return self._opened
 
@@ -122,7 +123,7 @@ class ReviewedRounds:
 
     def _score_evaluation_reference(self) -> None:
         """Under πref as it is now: on resuming, `reference: previous` has moved it already."""
-        run = self._run
+        run = self.run
         for name, pairs in run.evaluation.pairs.items():
             logps, _ = run.reviewer.score_offline(
                 pairs, f"Reference log-probs of {name}", under_reference=True
@@ -130,8 +131,8 @@ class ReviewedRounds:
             self._trainer.evaluate_on(run.evaluation.with_reference(name, logps))
 
     def with_reference(self, dataset: Dataset) -> Dataset:
-        pairs = OfflinePairs.of(dataset, self._run.host.max_length)
-        logps, _ = self._run.reviewer.score_offline(
+        pairs = OfflinePairs.of(dataset, self.run.host.max_length)
+        logps, _ = self.run.reviewer.score_offline(
             pairs, "Reference log-probs", under_reference=True
         )
         return with_reference_columns(dataset, logps)
@@ -147,7 +148,7 @@ class ReviewedRounds:
         self._recorder = Recorder(self._pairs, known)
 
     def dataset(self, number: int) -> TorchDataset[Any]:
-        run, resumed = self._run, self._within == number
+        run, resumed = self.run, self._within == number
         if not run.schedule.rounds[number - 1].reviewed:
             rows = full_round(run.pairs.ids, run.host.seed, number, self._found.bad_ids)
         elif resumed:
@@ -169,7 +170,7 @@ class ReviewedRounds:
         return dataset
 
     def _review(self, number: int) -> list[RoundRow]:
-        run, found = self._run, self._found
+        run, found = self.run, self._found
         run.stop.check()
         assert found.reference is not None
         past = Past(found.table, found.policy, found.history, first_spread(found.summaries))
@@ -197,7 +198,7 @@ class ReviewedRounds:
         return record.rows
 
     def _publish(self, number: int, record: RoundRecord, review: Review) -> None:
-        run = self._run
+        run = self.run
         metrics = review_metrics(review, run.pairs, self._found.table)
         self._found.summaries.append(metrics)
         self._log(metrics)
@@ -213,20 +214,20 @@ class ReviewedRounds:
             self._recorder.note(keys, logps.numpy(), self._step)
 
     def before_checkpoint(self, folder: Path) -> None:
-        self._run.weights.check(self._step)
+        self.run.weights.check(self._step)
         if self._recorder is not None:
             recorded = self._recorder.merged()
-            if self._run.is_main:
+            if self.run.is_main:
                 recorded.save(folder)
 
     def checkpoint_saved(self) -> None:
-        if self._run.is_main:
-            where = self._run.schedule.locate(self._step)
+        if self.run.is_main:
+            where = self.run.schedule.locate(self._step)
             # What is resumed from here reads the rounds that were begun before.
-            self._run.store.drop_work(where.epoch + bool(where.updates_done))
+            self.run.store.drop_work(where.epoch + bool(where.updates_done))
 
     def close_round(self, number: int) -> None:
-        run, summaries = self._run, self._found.summaries
+        run, summaries = self.run, self._found.summaries
         run.stop.check()
         run.weights.check(self._step)
         seconds = time.perf_counter() - self._started
@@ -243,7 +244,7 @@ class ReviewedRounds:
             write_log(run.store.root, self._trainer.state.log_history)
 
     def close(self) -> None:
-        run = self._run
+        run = self.run
         if run.is_main:
             # Again, for a kill may have come between the last checkpoint and the round's end.
             write_log(run.store.root, self._trainer.state.log_history)
