@@ -11,6 +11,7 @@ from sera_plugin.config.fields import Block, Count, Float, false_means
 from sera_plugin.config.presets import with_preset
 from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
+from sera_plugin.runtime.errors import SeraConfigError
 
 Selection = Annotated[SelectionConfig, false_means({"keep": 1.0}, SelectionConfig)]
 Bootstrap = Annotated[BootstrapConfig, false_means({"fraction": 0.0}, BootstrapConfig)]
@@ -92,7 +93,7 @@ class SeraConfig(Block):
     @model_validator(mode="after")
     def _one_policy_as_reference(self) -> SeraConfig:
         if self.selection.source == "training" and self.reference == "previous":
-            raise ValueError(
+            raise SeraConfigError(
                 "sera.selection.source: training can't be combined with sera.reference: previous, "
                 "whose log-probs must be those of one policy, not of every step of a round; set "
                 "one of them to its default (rescore, fixed)."
@@ -102,7 +103,7 @@ class SeraConfig(Block):
     @model_validator(mode="after")
     def _one_history(self) -> SeraConfig:
         if self.bootstrap.ensemble and self.reference == "previous":
-            raise ValueError(
+            raise SeraConfigError(
                 "sera.bootstrap.ensemble: true can't be combined with sera.reference: previous, "
                 "because the earlier policy's own reference is no longer at hand; set one of them "
                 "to its default (false, fixed)."

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from sera_plugin.config.fields import Block, Count, Float, Int
 from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
 from sera_plugin.config.parts import ENGINES, JUDGES
+from sera_plugin.runtime.errors import SeraConfigError
 
 
 class BootstrapConfig(Block):
@@ -99,7 +100,7 @@ class BootstrapConfig(Block):
     @model_validator(mode="after")
     def _both_write(self) -> BootstrapConfig:
         if self.sampler == "mixed" and self.num_candidates < 2:
-            raise ValueError(
+            raise SeraConfigError(
                 f"sera.bootstrap.num_candidates: {self.num_candidates} is not enough for "
                 "sera.bootstrap.sampler: mixed; it must be 2 or more, one for each writer."
             )
@@ -108,7 +109,7 @@ class BootstrapConfig(Block):
     @model_validator(mode="after")
     def _prompts_cover_fraction(self) -> BootstrapConfig:
         if self.fraction > self.prompts:
-            raise ValueError(
+            raise SeraConfigError(
                 f"sera.bootstrap.prompts: {self.prompts} is below sera.bootstrap.fraction: "
                 f"{self.fraction}; a prompt gives at most one pair, so it must be at least as "
                 "large."

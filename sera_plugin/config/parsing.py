@@ -115,8 +115,9 @@ def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    if first["type"] == "value_error" and str(first["ctx"]["error"]).startswith("sera."):
-        return str(first["ctx"]["error"])
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, SeraConfigError):
+        return str(raised)
     path = _key_path(first["loc"])
     key = ".".join(["sera", *(shown(p).strip("'") for p in path)])
     if first["type"] == "extra_forbidden":

@@ -52,13 +52,15 @@ class Registry:
         """``value``, if it is a name or may be a part of the user's own.
 
         Raises:
-            ValueError: if it is neither; the message names the key, the value and the names.
+            SeraConfigError: if it is neither; the message names the key, the value and the names.
         """
         if value in self.entries or is_function(value) or self.other:
             return value
         close = difflib.get_close_matches(value, self.names, n=1, cutoff=0.6)
         hint = f"; did you mean {close[0]}?" if close else "."
-        raise ValueError(f"{self.key}: {shown(value)} is unknown{hint} Available: {self.allowed}.")
+        raise SeraConfigError(
+            f"{self.key}: {shown(value)} is unknown{hint} Available: {self.allowed}."
+        )
 
     def load(self, value: str) -> Any:
         """What a name or ``package.module:name`` stands for.

@@ -14,6 +14,7 @@ from pydantic import (
 
 from sera_plugin.config.fields import MOST, Block, Count, Float
 from sera_plugin.config.parts import RULES, SIGNALS, title_of
+from sera_plugin.runtime.errors import SeraConfigError
 
 KEEP = 0.7
 Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
@@ -153,7 +154,7 @@ class SelectionConfig(Block):
     def _keep_is_share_or_count(self) -> SelectionConfig:
         for keep in self.keep if isinstance(self.keep, list) else [self.keep]:
             if keep > 1 and keep != int(keep):
-                raise ValueError(
+                raise SeraConfigError(
                     f"sera.selection.keep: {keep} is neither a share in (0, 1] nor a whole number "
                     "of pairs."
                 )
@@ -164,7 +165,7 @@ class SelectionConfig(Block):
         titles = [title_of(value) for value in self.signals]
         twice = [title for title in titles if titles.count(title) > 1]
         if twice:
-            raise ValueError(
+            raise SeraConfigError(
                 f"sera.selection.signals: {twice[0]} is there twice; every signal needs a name of "
                 "its own."
             )
@@ -178,12 +179,12 @@ class SelectionConfig(Block):
     @model_validator(mode="after")
     def _band_is_ordered(self) -> SelectionConfig:
         if self.band[0] >= self.band[1]:
-            raise ValueError(
+            raise SeraConfigError(
                 f"sera.selection.band: {self.band} holds no pair; the first percentile must be "
                 "below the second."
             )
         if self.rule == "band" and self.keep != KEEP:
-            raise ValueError(
+            raise SeraConfigError(
                 f"sera.selection.keep: {self.keep} has no effect beside sera.selection.rule: band, "
                 "whose percentiles say how many pairs are kept; remove the key."
             )
