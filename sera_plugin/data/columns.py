@@ -213,16 +213,14 @@ class Refinement(Column, file="refinement.parquet"):
 class ExportedPairs(Column, file="train.parquet"):
     """A round as a dataset that plain DPO trains on, in training order."""
 
-    PROMPT = "prompt", pa.string(), "text under the chat template, special tokens included"
+    PROMPT = "prompt", pa.string(), Pairs.PROMPT.meaning
     CHOSEN = "chosen", pa.string(), "the better answer, with its ending"
     REJECTED = "rejected", pa.string(), "the worse answer"
     SOURCE = (
         "source", pa.string(),
         "`offline` for a pair of the original dataset, `bootstrapped` for a new one",
     )
-    EXAMPLE_ID = (
-        "example_id", pa.string(), "the offline pair, or the one whose prompt was answered"
-    )
+    EXAMPLE_ID = "example_id", pa.string(), Rows.EXAMPLE_ID.meaning
     MARGIN = (
         "margin", pa.float64(),
         "ensembled margin in nats (offline), difference in reward (bootstrapped)",

@@ -195,15 +195,23 @@ def zero_stage(deepspeed: Any) -> int:
     return int((deepspeed.get("zero_optimization") or {}).get("stage", 0) or 0)
 
 
-def plan_of(cfg: Any, config: SeraConfig, pairs: int) -> Schedule:
-    """The schedule for ``pairs`` pairs under the host's batch settings."""
+def plan_of(cfg: Any, config: SeraConfig, pairs: int, batching: Batching | None = None) -> Schedule:
+    """The schedule for ``pairs`` pairs.
+
+    Args:
+        cfg: the host's validated config.
+        config: the ``sera:`` block.
+        pairs: |D|.
+        batching: how a round is cut into updates; None takes the config's word for it.
+    """
     return plan(
         pairs,
         num_rounds=int(cfg.num_epochs or 1),
         warmup_rounds=config.warmup_rounds,
         keep=config.selection.planned,
         fraction=config.bootstrap.fraction,
-        batching=Batching(
+        batching=batching
+        or Batching(
             per_device=int(cfg.micro_batch_size or 1),
             accumulation=int(cfg.gradient_accumulation_steps or 1),
             ranks=int(cfg.world_size or 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +61,6 @@ class HostRun:
         tokenizer: the run's tokenizer.
         train: the training pairs as TRL prepared them.
         evaluation: the evaluation pairs, several sets by name, or None.
-        output_dir: the run's ``output_dir``.
         max_length: most tokens of prompt and answer that the loss sees; None for no bound.
         seed: the run's seed.
         beta: β of the loss.
@@ -78,7 +76,6 @@ class HostRun:
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     evaluation: Any
-    output_dir: Path
     max_length: int | None
     seed: int
     beta: float

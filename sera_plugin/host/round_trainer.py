@@ -50,12 +50,6 @@ class RoundTrainer(AxolotlDPOTrainer):
         )
 
     @property
-    def max_steps_of_config(self) -> int | None:
-        """The user's cap on updates; the host's arguments hold a number in any case."""
-        limit: int | None = plugin_config().max_steps
-        return limit
-
-    @property
     def trained_tokens(self) -> float:
         """Tokens that training steps have seen so far."""
         return float(self._total_train_tokens)
@@ -80,7 +74,6 @@ class RoundTrainer(AxolotlDPOTrainer):
             tokenizer=self._tokenizer,
             train=self.train_dataset,
             evaluation=self.eval_dataset,
-            output_dir=Path(args.output_dir),
             max_length=args.max_length,
             seed=args.seed,
             beta=self.beta,

@@ -206,7 +206,7 @@ class Court:
             judge,
             ScoreCodec(),
             SHARD_BATCHES,
-            self._shards(questions, label),
+            lambda: self._shards(questions, label),
             end_together,
             alike=False,
         ).results(len(batches))

@@ -43,8 +43,8 @@ class Pass(Generic[T]):
         compute: result of the batch of a number.
         codec: how results are stored.
         group: batches per rank in a shard, the most that a kill can cost.
-        shards: where finished results are stored and reused, by the main process alone; None if
-            they aren't.
+        shards: makes what finished results are stored in and reused from, on the main process
+            alone, for a key is a hash of all that the pass reads; None if they aren't stored.
         after_shard: called on every rank when a group is finished and stored; it may raise to
             end the pass there.
         tokens: tokens of a batch by its number and result, for the progress that is shown; those
@@ -58,7 +58,7 @@ class Pass(Generic[T]):
     compute: Callable[[int], T]
     codec: Codec[T]
     group: int
-    shards: Shards | None = None
+    shards: Callable[[], Shards] | None = None
     after_shard: Callable[[], None] | None = None
     tokens: Callable[[int, T], int] | None = None
     alike: bool = True
@@ -70,17 +70,18 @@ class Pass(Generic[T]):
             OSError: on the main process, if a shard can't be written.
         """
         main = self.accelerator.is_main_process
-        done = {} if self.shards is None else shared(lambda: self._finished(count))
+        shards = self.shards() if main and self.shards is not None else None
+        done = {} if self.shards is None else shared(lambda: self._finished(shards, count))
         left = [number for number in range(count) if number not in done]
         at_once = self.group * self.accelerator.num_processes
         with PassProgress(self.description, count, len(done), shown=main) as progress:
             for start in range(0, len(left), at_once):
                 mine = self._computed(left[start : start + at_once], progress)
                 whole: dict[int, T] = dict(sorted(gathered(mine), key=lambda pair: pair[0]))
-                if main and self.shards is not None:
+                if shards is not None:
                     table = self.codec.encode(whole)
                     if len(table):
-                        self.shards.write(table)
+                        shards.write(table)
                 done |= whole
                 if self.after_shard is not None:
                     self.after_shard()
@@ -102,9 +103,9 @@ class Pass(Generic[T]):
             progress.advance(at_once, at_once * made)
         return found
 
-    def _finished(self, count: int) -> dict[int, T]:
+    def _finished(self, shards: Shards | None, count: int) -> dict[int, T]:
         """Results on disk, by number of their batch."""
-        tables = self.shards.read() if self.shards is not None else []
+        tables = shards.read() if shards is not None else []
         done: dict[int, T] = {}
         for table in tables:
             done |= self.codec.decode(table)

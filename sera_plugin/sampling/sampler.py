@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +93,7 @@ class Sampler:
             ),
             CompletionCodec(),
             SHARD_BATCHES,
-            self._shards(origin, prompts, seed, round_number),
+            None if origin is None else partial(self._shards, origin, prompts, seed, round_number),
             self.after_shard,
             tokens=lambda _, found: sum(len(ids) for _, each in found for ids, _ in each),
         ).results(len(batches))
@@ -108,10 +109,8 @@ class Sampler:
         }
 
     def _shards(
-        self, origin: Origin | None, prompts: Sequence[Prompt], seed: int, round_number: int
-    ) -> Shards | None:
-        if origin is None:
-            return None
+        self, origin: Origin, prompts: Sequence[Prompt], seed: int, round_number: int
+    ) -> Shards:
         digest = hashlib.blake2b(digest_size=16)
         for prompt in prompts:
             digest.update(f"{prompt.example_id}\0{len(prompt.token_ids)}\0".encode())

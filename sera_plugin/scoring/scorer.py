@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -219,7 +220,7 @@ class Scorer:
             lambda number: self._logps_of(forward, completions.fetch(batches[number].tolist())),
             LogpCodec(batches),
             SHARD_BATCHES,
-            self._shards(origin, completions, lengths),
+            None if origin is None else partial(self._shards, origin, completions, lengths),
             self.after_shard,
             tokens=lambda number, _: int(lengths[batches[number]].sum()),
         ).results(len(batches))
@@ -236,11 +237,7 @@ class Scorer:
         found = self.fitting.run(rows, size, lambda part: self._batch(forward, part))
         return np.array(found, dtype=np.float64)
 
-    def _shards(
-        self, origin: Origin | None, completions: Completions, lengths: np.ndarray
-    ) -> Shards | None:
-        if origin is None:
-            return None
+    def _shards(self, origin: Origin, completions: Completions, lengths: np.ndarray) -> Shards:
         determined_by = {
             "pass": "logps",
             "completions": completions.digest(),

@@ -17,11 +17,13 @@ from torch.utils.data import Dataset as TorchDataset
 from sera_plugin.config import SeraConfig
 from sera_plugin.data.pairs import OfflinePairs, with_reference_columns
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round, rows_of
-from sera_plugin.data.schedule import Batching, Schedule, plan
+from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import RoundRecord
 from sera_plugin.data.texts import write_log
+from sera_plugin.host.checks import plan_of
 from sera_plugin.host.facts import HostRun
+from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.host.rounds import Refining, Start
 from sera_plugin.review.bootstrap import Past
@@ -80,17 +82,7 @@ class ReviewedRounds:
         return int(self._trainer.state.global_step)
 
     def plan(self, batching: Batching) -> Schedule:
-        config, args = self._config, self._trainer.args
-        return plan(
-            len(self._pairs),
-            num_rounds=int(args.num_train_epochs),
-            warmup_rounds=config.warmup_rounds,
-            keep=config.selection.planned,
-            fraction=config.bootstrap.fraction,
-            batching=batching,
-            max_steps=self._trainer.max_steps_of_config,
-            reviews=config.reviews,
-        )
+        return plan_of(plugin_config(), self._config, len(self._pairs), batching)
 
     def open(self, host: HostRun, schedule: Schedule, start: Start) -> None:
         self._stop.install()

@@ -137,8 +137,8 @@ class Watched:
 
         self.point = log.point
         self.real = plain(accelerator, description, counted, *rest, **more)
-        shards = self.real.shards
-        self.key = shards.folder.name if shards is not None else "-"
+        stored = self.real.shards is not None and accelerator.is_main_process
+        self.key = self.real.shards().folder.name if stored else "-"
 
     def results(self, count: int) -> Any:
         self.point.passing = f"{self.key.rsplit('-', 1)[0]} {self.real.description}"

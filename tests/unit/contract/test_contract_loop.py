@@ -36,7 +36,7 @@ def of_trainer(name):
 
 
 def test_round_trainer_overrides_methods_that_exist():
-    ours = {"rounds", "batching", "trained_tokens", "max_steps_of_config", "facts", "evaluate_on"}
+    ours = {"rounds", "batching", "trained_tokens", "facts", "evaluate_on"}
     ours |= {"collate_with", "log_metrics_of_round", "ensure_checkpoint", "loss_of"}
     ours |= {"_write_true_rewards"}
     own = {
