@@ -89,9 +89,10 @@ def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, token
     from sera_plugin.training.quality_pairs import QualityPairs
     from sera_plugin.training.quality_prompt import QualityWriter
 
-    if config.refinement is None:
+    refine = config.refinement
+    if refine is None:
         return 0
-    writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
+    writer = QualityWriter.of(refine, tokenizer, chat_templates(cfg, tokenizer))
     scores = config.selection.external
     return QualityPairs.of(train, rows, writer, cfg.sequence_len, scores).tokens
 

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.config.fields import Block, Count, Float, false_means
+from sera_plugin.config.loss import LossTerm, LossTerms
+from sera_plugin.config.parts import TERMS
 from sera_plugin.config.presets import with_preset
 from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
@@ -46,7 +48,15 @@ class SeraConfig(Block):
     )
     refine: Refine = Field(
         default=None,
-        description="Quality-aware self-refinement of the loss; `false` or no block is off.",
+        description="Quality-aware self-refinement of the loss; `false` or no block is off. The "
+        "same as the term `refine` of `loss`.",
+    )
+    loss: LossTerms = Field(
+        default=(),
+        json_schema_extra={"allowed": "a list of terms, each a name or a name with settings"},
+        description="Terms that change the host's loss, in their order: "
+        f"{', '.join(f'`{name}`' for name in TERMS.names)}, or `package.module:function`; settings "
+        "stand behind a name, as in `- refine: {weight: 0.3}`.",
     )
     max_set_aside: Float = Field(
         default=0.01,
@@ -86,9 +96,27 @@ class SeraConfig(Block):
         )
 
     @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        """The terms of the loss; the `refine` block, if it has any effect, is the first."""
+        if self.refine is None or self.refine.weight == 0:
+            return self.loss
+        return (LossTerm(name="refine", settings=self.refine), *self.loss)
+
+    @property
     def refinement(self) -> RefineConfig | None:
-        """The ``refine`` block if it has any effect."""
-        return self.refine if self.refine is not None and self.refine.weight > 0 else None
+        """The settings of the term `refine`, wherever they stand."""
+        for term in self.terms:
+            if term.name == "refine":
+                return RefineConfig.model_validate(term.settings)
+        return None
+
+    @model_validator(mode="after")
+    def _refined_once(self) -> SeraConfig:
+        if self.refine is not None and any(term.name == "refine" for term in self.loss):
+            raise SeraConfigError(
+                "sera.refine and the term refine of sera.loss are the same; write one of them."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_policy_as_reference(self) -> SeraConfig:

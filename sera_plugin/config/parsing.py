@@ -50,8 +50,22 @@ def _plain(value: Any, path: str = "sera", levels: int = 3) -> Any:
     }
 
 
-def _model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] = SeraConfig
+def validated(model: type[BaseModel], raw: Any, path: tuple[str, ...]) -> Any:
+    """``raw`` as a block of keys that stands at ``path`` below ``sera:``.
+
+    Raises:
+        SeraConfigError: one sentence naming the key, the value and what is allowed.
+    """
+    try:
+        return model.model_validate(_plain(raw, ".".join(["sera", *path])))
+    except ValidationError as error:
+        raise SeraConfigError(_sentence(error, model, path)) from None
+
+
+def _model_at(
+    path: tuple[str | int, ...], root: type[BaseModel] = SeraConfig
+) -> type[BaseModel] | None:
+    model = root
     for part in path:
         field = model.model_fields.get(str(part))
         inner = block_of(field.annotation) if field else None
@@ -69,9 +83,9 @@ def block_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def allowed_at(path: tuple[str | int, ...]) -> str:
-    """What the key at this path may hold, in words."""
-    model = _model_at(path[:-1])
+def allowed_at(path: tuple[str | int, ...], root: type[BaseModel] = SeraConfig) -> str:
+    """What the key at this path below a block may hold, in words."""
+    model = _model_at(path[:-1], root)
     field = model.model_fields.get(str(path[-1])) if model and path else None
     if model is None or field is None:
         return "a block of keys"
@@ -113,22 +127,24 @@ def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
     return " ".join([text, *limits])
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(
+    error: ValidationError, root: type[BaseModel] = SeraConfig, above: tuple[str, ...] = ()
+) -> str:
     first = error.errors()[0]
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, SeraConfigError):
         return str(raised)
-    path = _key_path(first["loc"])
-    key = ".".join(["sera", *(shown(p).strip("'") for p in path)])
+    path = _key_path(first["loc"], root)
+    key = ".".join(["sera", *above, *(shown(p).strip("'") for p in path)])
     if first["type"] == "extra_forbidden":
-        return f"{key}: {shown(first['input'])} is not a key of SeRA; {_hint(path)}"
-    return f"{key}: {shown(first['input'])} is not allowed; it must be {allowed_at(path)}."
+        return f"{key}: {shown(first['input'])} is not a key of SeRA; {_hint(path, root)}"
+    return f"{key}: {shown(first['input'])} is not allowed; it must be {allowed_at(path, root)}."
 
 
-def _key_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def _key_path(location: tuple[str | int, ...], root: type[BaseModel]) -> tuple[str | int, ...]:
     """The YAML path: pydantic appends the branch of a union, as `int` or `function-before[...]`."""
     for end in range(len(location), 0, -1):
-        model = _model_at(location[: end - 1])
+        model = _model_at(location[: end - 1], root)
         if model is not None and (location[end - 1] in model.model_fields or end == len(location)):
             return location[:end]
     return location
@@ -143,12 +159,13 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]
     yield from ((prefix, name) for name in model.model_fields)
 
 
-def _hint(path: tuple[str | int, ...]) -> str:
-    here = _model_at(path[:-1]) or SeraConfig
+def _hint(path: tuple[str | int, ...], root: type[BaseModel]) -> str:
+    here = _model_at(path[:-1], root) or root
     everywhere = {name: prefix for prefix, name in _keys(SeraConfig)}
     for names in (list(here.model_fields), list(everywhere)):
         close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.6)
         if close:
             prefix = "" if close[0] in here.model_fields else f"sera.{everywhere[close[0]]}"
             return f"did you mean {prefix}{close[0]}?"
-    return f"allowed are {', '.join(here.model_fields)}."
+    allowed = ", ".join(here.model_fields)
+    return f"allowed are {allowed}." if allowed else "it takes none."

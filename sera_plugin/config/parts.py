@@ -129,3 +129,11 @@ ENGINES = Registry(
     own="package.module:Class",
 )
 """Classes with the attributes and methods of ``Engine``."""
+
+TERMS = Registry(
+    "sera.loss",
+    {
+        "refine": "sera_plugin.training.terms.refine:Refine",
+    },
+)
+"""Subclasses of ``Term``; the user's own may be a function that maps a step to a step."""

@@ -1,4 +1,4 @@
-"""The ``sera.refine`` block."""
+"""The ``sera.refine`` block, and the settings of the term ``refine``."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ class RefineConfig(Block):
         default=0.1,
         ge=0,
         description="λ, the weight of Δ in the loss; 0 (or no `refine` block) switches refinement "
-        "off.",
+        "off. The paper chose from 0.1, 0.3, 0.5 and 1.",
     )
     prompt: str | None = Field(
         default=None,
         json_schema_extra={"allowed": "text, the path of a text file, or null"},
-        description="The quality prompt p: text, or a path; null means the built-in one.",
+        description="The quality prompt p: text, or a path; null means the paper's.",
     )
-    placement: Literal["system", "user_prefix"] = Field(
-        default="system",
-        description="Where p stands: `system` as the system message (before one that is there), "
-        "`user_prefix` before the first user message.",
+    placement: Literal["user_prefix", "system"] = Field(
+        default="user_prefix",
+        description="Where p stands: `user_prefix` before the first user message, as in the paper, "
+        "`system` as the system message (before one that is there).",
+    )
+    baseline: Literal["reference", "none", "plain"] = Field(
+        default="reference",
+        description="What is taken off log πθ(y|p⊕x) for Δ: `reference` log πref(y|p⊕x), as in "
+        "the paper; `plain` log πθ(y|x); `none` nothing. The last two are ours.",
     )
     normalize: Literal["none", "length"] = Field(
         default="none",

@@ -15,8 +15,9 @@ import pyarrow as pa
 _TOKENS = pa.list_(pa.int64())
 _QUALITY = (
     "log-prob of each completion behind the prompt with p, nats, under the policy at the round's "
-    "start"
+    "start; empty where every step finds it"
 )
+_QUALITY_REFERENCE = "the same under the reference; empty where Δ has another baseline"
 
 
 class Column(StrEnum):
@@ -208,6 +209,8 @@ class Refinement(Column, file="refinement.parquet"):
     KEY = "key", pa.string(), "the row of the round, as in `rows.parquet`"
     QUALITY_CHOSEN_LOGP = "quality_chosen_logp", pa.float64(), _QUALITY
     QUALITY_REJECTED_LOGP = "quality_rejected_logp", pa.float64(), _QUALITY
+    REFERENCE_CHOSEN_LOGP = "reference_chosen_logp", pa.float64(), _QUALITY_REFERENCE
+    REFERENCE_REJECTED_LOGP = "reference_rejected_logp", pa.float64(), _QUALITY_REFERENCE
 
 
 class ExportedPairs(Column, file="train.parquet"):

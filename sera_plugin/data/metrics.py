@@ -44,9 +44,11 @@ class Metric:
         return format(value, f"{separator}{self.format}")
 
 
-def _spread(stem: str, meaning: str, title: str = "") -> tuple[Metric, ...]:
-    """Mean, with a title, standard deviation and quantiles of something in nats."""
-    mean = Metric(f"{stem}_mean", meaning, ".3f", "nats", title)
+def _spread(
+    stem: str, meaning: str, title: str = "", unit: str = "nats"
+) -> tuple[Metric, ...]:
+    """Mean, with a title, standard deviation and quantiles of something."""
+    mean = Metric(f"{stem}_mean", meaning, ".3f", unit, title)
     others = ("std", *(f"q{q:02d}" for q in QUANTILES))
     return mean, *(replace(mean, name=f"{stem}_{name}", title="") for name in others)
 
@@ -160,15 +162,19 @@ METRICS = (
     *_spread(
         "delta",
         "Δ of the pairs of the round, as they were trained on: mean, standard deviation and "
-        "quantiles; per token with IPO or `refine.normalize: length`"),
+        "quantiles; in the unit of the loss's margin, positive where the chosen answer is judged "
+        "better", unit=""),
     Metric(
         "delta_margin_correlation",
-        "Spearman's rank correlation of Δ with the implicit margin; −1 means that both order the "
+        "Spearman's rank correlation of Δ with the implicit margin; 1 means that both order the "
         "pairs alike", ".3f"),
     Metric(
         "delta_score_correlation",
         "Spearman's rank correlation of Δ with the difference of the scores that the data carries "
         "(in the columns of `selection.external`)", ".3f"),
+    Metric(
+        "margin_score_correlation",
+        "Pearson's correlation of the implicit margin with that difference", ".3f"),
     Metric(
         "unrefined",
         "pairs of the round that trained without Δ, because p and the longer completion don't fit "
@@ -177,7 +183,7 @@ METRICS = (
         Metric(f"seconds_{phase}", "wall time of the phase", ".1f", "s", f"{title} s")
         for phase, title in (
             ("scoring", "score"), ("generation", "sample"), ("training", "train"))),
-    Metric("seconds_refining", "wall time of `refine.source: round`", ".1f", "s"),
+    Metric("seconds_refining", "wall time of the passes of Δ before a round", ".1f", "s"),
     *(
         Metric(f"tokens_per_second_{phase}", _SPEED, ".0f", "tokens/s")
         for phase in ("scoring", "generation", "training")),

@@ -65,6 +65,7 @@ class HostRun:
         seed: the run's seed.
         beta: β of the loss.
         loss_types: the host's names of the loss.
+        label_smoothing: what its loss takes, where it takes it.
         batching: how a round is cut into updates.
         micro_batch: pairs of a device's micro-batch, as the config says.
         optimization: learning rate and the like.
@@ -80,6 +81,7 @@ class HostRun:
     seed: int
     beta: float
     loss_types: tuple[str, ...]
+    label_smoothing: float
     batching: Batching
     micro_batch: int
     optimization: Optimization

@@ -20,7 +20,7 @@ from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
 from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
-from sera_plugin.host.rounds import REFINEMENT, Rounds, Start
+from sera_plugin.host.rounds import Objective, Rounds, Start
 
 
 class RoundTrainer(AxolotlDPOTrainer):
@@ -78,6 +78,7 @@ class RoundTrainer(AxolotlDPOTrainer):
             seed=args.seed,
             beta=self.beta,
             loss_types=tuple(map(str, self.loss_types)),
+            label_smoothing=self.label_smoothing,
             batching=self.batching,
             micro_batch=args.per_device_train_batch_size,
             optimization=Optimization(args.learning_rate, args.weight_decay, args.max_grad_norm),
@@ -194,11 +195,40 @@ class RoundTrainer(AxolotlDPOTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         batch = {name: value for name, value in inputs.items() if name != ROW_KEY}
-        if ROW_KEY not in inputs or not self.rounds.notes_logps:
+        objective = self.rounds.objective
+        if ROW_KEY not in inputs or not (objective or self.rounds.notes_logps):
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+        keys = inputs[ROW_KEY]
+        prepared = objective.prepare(keys) if objective is not None else None
+        # With an objective too: what the host logs about a batch it logs here.
         loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
-        self.rounds.note_logps(inputs[ROW_KEY], logps_of_batch(outputs.logits, batch))
+        if self.rounds.notes_logps:
+            self.rounds.note_logps(keys, logps_of_batch(outputs.logits, batch))
+        if objective is not None:
+            loss = self._loss_by(objective, keys, prepared, outputs, batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_by(
+        self, objective: Objective, keys: list[str], prepared: Any, outputs: Any, batch: Any
+    ) -> torch.Tensor:
+        """The loss of a batch by an objective, from the logits that the host's loss was made of."""
+        tokens, is_answer = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+        # In the type that TRL's loss sums in.
+        logits = outputs.logits
+        logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
+        loss, noted = objective.loss(
+            keys,
+            prepared,
+            torch.stack(logps.chunk(2), dim=1),
+            torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]], dim=1),
+            torch.stack(batch["completion_mask"].sum(dim=1).chunk(2), dim=1),
+            logits,
+        )
+        for name, values in noted.items():
+            self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -211,44 +241,4 @@ class RoundTrainer(AxolotlDPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns  # type: ignore[has-type]
-        self._signature_columns = list(dict.fromkeys([*columns, REFINEMENT]))
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        if REFINEMENT not in inputs or self.rounds.refining is None:
-            return super()._compute_loss(model, inputs, return_outputs)
-        batch = {name: value for name, value in inputs.items() if name != REFINEMENT}
-        lengths = batch["completion_mask"].sum(dim=1)
-        shift, noted = self.rounds.refining.shift(model, inputs[REFINEMENT], lengths.chunk(2))
-        for name, value in noted.items():
-            self._metrics["train"][name].append(value)
-        reference = batch["ref_chosen_logps"]
-        shifted = batch | {"ref_chosen_logps": reference + shift.to(reference)}
-        loss, outputs = super()._compute_loss(model, shifted, True)
-        self.rounds.refining.note(self._write_true_rewards(batch, outputs.logits))
-        return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()
-    def _write_true_rewards(self, batch: dict[str, Any], logits: torch.Tensor) -> torch.Tensor:
-        """Put the rewards under πref itself in the place of those that TRL has just noted.
-
-        TRL's loss takes the same columns for the rewards it logs, and accuracy can't be corrected
-        from means, so log πθ is taken from the logits once more.
-        """
-        tokens, is_answer = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
-        # In the type that TRL's loss sums in, or accuracies differ.
-        logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
-        chosen, rejected = (
-            self.beta * (answer - batch[name])
-            for answer, name in zip(
-                logps.chunk(2), ("ref_chosen_logps", "ref_rejected_logps"), strict=True
-            )
-        )
-        noted = self._metrics["train" if self.model.training else "eval"]
-        for name, values in {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": (chosen > rejected).float(),
-            "rewards/margins": chosen - rejected,
-        }.items():
-            noted[name][-1] = self.accelerator.gather(values).mean().item()
-        return chosen - rejected
+        self._signature_columns = list(dict.fromkeys([*columns, ROW_KEY]))

@@ -14,38 +14,45 @@ from torch.utils.data import Dataset as TorchDataset
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun
 
-REFINEMENT = "sera_refinement"
-"""The key of a batch under which it holds what Δ is found from."""
 
+class Objective(Protocol):
+    """Makes a loss of log-probs in the place of the host's. Every rank calls its methods alike."""
 
-class Refining(Protocol):
-    """Finds what a batch adds to the loss."""
+    def prepare(self, keys: Sequence[str]) -> Any:
+        """Called before the forward pass of a micro-batch with the keys of its rows."""
 
-    def shift(
-        self, model: torch.nn.Module, given: Mapping[str, Any], tokens: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """What the loss adds to log πref of the chosen answers, shape (pairs,), and what to log.
+    def loss(
+        self,
+        keys: Sequence[str],
+        prepared: Any,
+        policy: torch.Tensor,
+        reference: torch.Tensor,
+        tokens: torch.Tensor,
+        logits: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The loss, a scalar, and numbers of the pairs for the log, shape (pairs,).
 
         Args:
-            model: the wrapped policy.
-            given: what the batch holds under ``REFINEMENT``.
-            tokens: lengths of the chosen and of the rejected answers as the loss counts them.
+            keys: of the rows of the round.
+            prepared: what ``prepare`` returned.
+            policy: log πθ of the chosen and of the rejected answers, with gradient, shape
+                (pairs, 2).
+            reference: the same under πref.
+            tokens: lengths of the answers as the loss counts them, shape (pairs, 2).
+            logits: of the batch, the chosen rows before the rejected ones.
         """
-
-    def note(self, margins: torch.Tensor) -> None:
-        """Called with the true margins h of the batch that was shifted last."""
 
 
 class Rounds(Protocol):
     """Gives a ``RoundTrainer`` its rounds. Every rank calls its methods alike.
 
     Attributes:
-        refining: finds what a batch adds to the loss, for batches that hold ``REFINEMENT``.
+        objective: makes the loss of the round's rows, or None for the host's own.
         notes_logps: whether ``note_logps`` is called.
     """
 
     @property
-    def refining(self) -> Refining | None: ...
+    def objective(self) -> Objective | None: ...
 
     @property
     def notes_logps(self) -> bool: ...

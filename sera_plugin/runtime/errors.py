@@ -33,6 +33,10 @@ class RuleError(RuntimeError):
     """A rule or a signal can't be applied to the data at hand; the message is one sentence."""
 
 
+class TermError(RuntimeError):
+    """A term of the loss broke its contract; the message is one sentence."""
+
+
 class EngineError(RuntimeError):
     """An engine of sampling broke its contract; the message is one sentence."""
 

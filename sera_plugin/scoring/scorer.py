@@ -217,7 +217,7 @@ class Scorer:
         found = Pass(
             self.accelerator,
             description,
-            lambda number: self._logps_of(forward, completions.fetch(batches[number].tolist())),
+            lambda number: self.own_logps(forward, completions.fetch(batches[number].tolist())),
             LogpCodec(batches),
             SHARD_BATCHES,
             None if origin is None else partial(self._shards, origin, completions, lengths),
@@ -230,7 +230,9 @@ class Scorer:
         padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
         return Scored(logps, int(lengths.sum()), padded)
 
-    def _logps_of(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
+    def own_logps(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
+        """Σ log π(y|x) of one batch on this rank alone, float64, shape (rows,), nats."""
+
         def size(part: Sequence[Tokens]) -> int:
             return len(part) * max(len(prompt) + len(answer) for prompt, answer in part)
 

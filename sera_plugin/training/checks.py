@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,7 @@ from sera_plugin.host.checks import (
 from sera_plugin.review.selection import rule_of
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.engines import check_engine
-from sera_plugin.training.quality_prompt import QualityWriter, quality_text
-from sera_plugin.training.refinement import LOSSES
+from sera_plugin.training.terms.term import settings_of, term_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,11 +49,12 @@ def check_data(
     check_dataset(cfg, config, dataset)
     check_scores(config, dataset.column_names)
     check_tokenizer(cfg, config, dataset, tokenizer)
-    check_refinement(cfg, config, dataset, tokenizer)
+    for term in config.terms:
+        term_class(term.name).check_data(settings_of(term), config, cfg, dataset, tokenizer)
 
 
 def check_methods(cfg: Any, config: SeraConfig) -> None:
-    """Check rule, signals, judge and refinement, before anything is loaded.
+    """Check rule, signals, judge and the terms of the loss, before anything is loaded.
 
     Raises:
         SeraConfigError: one sentence naming the key, its value and what is allowed.
@@ -70,17 +71,29 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
         raise SeraConfigError(
             f"{JUDGES.key}: {judge} holds no model; allowed are {JUDGES.allowed}."
         )
-    if config.refinement is not None:
-        quality_text(config.refinement.prompt)
-        _check_loss(cfg, "sera.refine, which changes the margin in the loss")
+    _check_terms(cfg, config)
 
 
-def _check_loss(cfg: Any, what: str) -> None:
-    if rl_of(cfg) == "dpo" and losses_of(cfg) not in ([loss] for loss in LOSSES):
-        given = in_yaml(cfg.get("dpo_loss_type"))
+def _check_terms(cfg: Any, config: SeraConfig) -> None:
+    for term in config.terms:
+        found = term_class(term.name)
+        found.check(settings_of(term), config, cfg)
+        key = "sera.refine" if term.settings is config.refine else f"sera.loss: {term.name}"
+        _check_loss(cfg, f"{key}, which changes the loss of each pair", found.bases)
+        if cfg.get("dpo_use_weighting"):
+            raise SeraConfigError(
+                f"dpo_use_weighting: true can't be used with {key}, because the host weighs pairs "
+                "by their logits; leave one of them out."
+            )
+
+
+def _check_loss(cfg: Any, what: str, allowed: Sequence[str] = ("sigmoid", "ipo")) -> None:
+    losses = losses_of(cfg) if rl_of(cfg) == "dpo" else [rl_of(cfg)]
+    if losses not in ([loss] for loss in allowed):
+        key = "rl" if rl_of(cfg) != "dpo" else "dpo_loss_type"
         raise SeraConfigError(
-            f"dpo_loss_type: {given} can't be used with {what}; allowed are sigmoid (the default) "
-            "and ipo."
+            f"{key}: {in_yaml(cfg.get(key))} can't be used with {what}; allowed are "
+            f"{' and '.join([', '.join(allowed[:-1]), allowed[-1]][not allowed[:-1] :])}."
         )
 
 
@@ -116,48 +129,3 @@ def check_scores(config: SeraConfig, names: list[str]) -> None:
             f"sera.selection.external.{key}: {column} is no column of the training pairs, which "
             f"have {', '.join(names)}; name the column that holds the scores."
         )
-
-
-def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
-    """Check that p has a place in every prompt, and room before an answer in one at least.
-
-    Args:
-        writer: puts p into prompts.
-        dataset: pairs with the column ``prompt``, and answers as text if the prompts are text;
-            without that column nothing is checked.
-        sequence_len: most tokens of p⊕x and an answer.
-
-    Raises:
-        SeraConfigError: one sentence.
-    """
-    if "prompt" not in dataset.column_names:
-        return
-    shortest = None
-    for number, row in enumerate(dataset.select_columns(["prompt", "chosen", "rejected"])):
-        prompt = writer.write(row["prompt"], f"training pair {number}")
-        if shortest is not None and shortest <= sequence_len:
-            continue
-        answers = [row[name] for name in ("chosen", "rejected") if isinstance(row[name], str)]
-        tokens = len(writer.ids(prompt)) + max(map(writer.tokens_of, answers), default=1)
-        shortest = tokens if shortest is None else min(shortest, tokens)
-    if shortest is not None and shortest > sequence_len:
-        raise SeraConfigError(
-            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
-            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
-            "sequence_len."
-        )
-
-
-def check_refinement(
-    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check that the quality prompt has a place in every prompt, and room beside one answer.
-
-    Raises:
-        SeraConfigError: one sentence.
-    """
-    if config.refinement is not None:
-        from sera_plugin.host.loading import chat_templates
-
-        writer = QualityWriter.of(config.refinement, tokenizer, chat_templates(cfg, tokenizer))
-        check_prompts(writer, dataset, cfg.sequence_len)

@@ -193,7 +193,7 @@ def estimate_text(
     pairs: OfflinePairs,
     schedule: Schedule,
     models: Models,
-    refined_tokens: int | None,
+    refined_tokens: int,
 ) -> str:
     """Tokens of a reviewed round and memory per rank, in two lines.
 
@@ -202,7 +202,7 @@ def estimate_text(
         pairs: D.
         schedule: the run's rounds.
         models: policy and reference.
-        refined_tokens: tokens that Δ of every pair of D takes; None without refinement.
+        refined_tokens: tokens that Δ of every pair of D takes; 0 without refinement.
     """
     answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
     prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
@@ -228,7 +228,7 @@ def estimate_text(
         f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
     )
     refined = ""
-    if refined_tokens is not None:
+    if refined_tokens:
         more = int(refined_tokens * size.total / len(pairs))
         refined = (
             f"Estimate of what Δ takes in a round of {size.total:,} pairs: {more:,} tokens scored "

@@ -1,24 +1,22 @@
-"""Pairs with p⊕x for their prompts: of D, of a round, and of a batch. No collectives."""
+"""Pairs with p⊕x for their prompts: of D, and of the rows of a round. No collectives."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig
 from sera_plugin.data.margins import external_margins, missing_columns
 from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
-from sera_plugin.data.rounds import RoundDataset, RoundRow
-from sera_plugin.host.rounds import REFINEMENT
+from sera_plugin.data.rounds import RoundRow
 from sera_plugin.training.quality_prompt import QualityWriter
 
-GapLogps = Mapping[str, tuple[float, float]]
+Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+"""Token ids of a prompt and of an answer."""
 
 
 @dataclass(frozen=True)
@@ -95,107 +93,47 @@ class QualityPairs:
         prompt = self.prompts[self.pairs.position[row.example_id]]
         return len(prompt) + max(self.visible(row)) <= self.max_length
 
-    def example(self, row: RoundRow, example: Mapping[str, Any]) -> dict[str, Any]:
-        """``example`` of a round with p⊕x for its prompt, its answers as the loss sees them."""
-        chosen, rejected = self.visible(row)
-        fits = self.fits(row)
-        prompt = self.prompts[self.pairs.position[row.example_id]].tolist()
-        return {
-            # Without room Δ doesn't count, but every rank must make the same passes.
-            "prompt_ids": prompt if fits else example["prompt_ids"],
-            "chosen_ids": example["chosen_ids"][:chosen],
-            "rejected_ids": example["rejected_ids"][:rejected],
-        }
+    def completions(self, row: RoundRow) -> tuple[Tokens, Tokens]:
+        """Both answers of a row, as the loss sees them, with p⊕x for their prompt.
+
+        Without room for p the prompt stays x: Δ doesn't count, but ranks make the same passes.
+        """
+        pair = self.pairs.dataset[self.pairs.position[row.example_id]]
+        prompt: Sequence[int] | np.ndarray = pair["prompt_ids"]
+        if self.fits(row):
+            prompt = self.prompts[self.pairs.position[row.example_id]]
+        chosen, rejected = row.chosen_ids, row.rejected_ids
+        if chosen is None or rejected is None:
+            sides = pair["chosen_ids"], pair["rejected_ids"]
+            chosen, rejected = sides[::-1] if row.flipped else sides
+        most_chosen, most_rejected = self.visible(row)
+        return (prompt, chosen[:most_chosen]), (prompt, rejected[:most_rejected])
 
 
 class QualityCompletions:
-    """Both answers of rows of a round behind p⊕x: chosen of row i at 2i, rejected at 2i+1."""
+    """Both answers of rows behind p⊕x: chosen of row i at 2i, rejected at 2i+1."""
 
-    def __init__(self, quality: QualityPairs, dataset: RoundDataset, rows: Sequence[int]) -> None:
+    def __init__(self, quality: QualityPairs, rows: Sequence[RoundRow]) -> None:
         self._quality = quality
-        self._dataset = dataset
         self._rows = rows
         lengths = [
-            [len(self._prompt(i)) + tokens for tokens in quality.visible(dataset.rows[i])]
-            for i in rows
+            [len(self._prompt(row)) + tokens for tokens in quality.visible(row)] for row in rows
         ]
         self.lengths = np.array(lengths, dtype=np.int64).reshape(-1)
 
-    def _prompt(self, index: int) -> np.ndarray:
-        row = self._dataset.rows[index]
+    def _prompt(self, row: RoundRow) -> np.ndarray:
         return self._quality.prompts[self._quality.pairs.position[row.example_id]]
 
-    def fetch(self, numbers: Sequence[int]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    def fetch(self, numbers: Sequence[int]) -> list[Tokens]:
         return [self[number] for number in numbers]
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], Sequence[int]]:
-        at = self._rows[index // 2]
-        example = self._quality.example(self._dataset.rows[at], self._dataset[at])
-        return example["prompt_ids"], example["rejected_ids" if index % 2 else "chosen_ids"]
+    def __getitem__(self, index: int) -> Tokens:
+        return self._quality.completions(self._rows[index // 2])[index % 2]
 
     def digest(self) -> str:
         """Hash of D's token ids, of p⊕x and of the rows, in order."""
         digest = hashlib.blake2b(OfflineCompletions(self._quality.pairs).digest().encode())
-        for index in self._rows:
-            row = self._dataset.rows[index]
+        for row in self._rows:
             digest.update(repr((row.key, row.flipped, row.chosen_ids, row.rejected_ids)).encode())
-            digest.update(self._prompt(index).tobytes() + b"|")
+            digest.update(self._prompt(row).tobytes() + b"|")
         return digest.hexdigest()
-
-
-class RefinedRound:
-    """A round whose examples also hold what Δ is found from, under ``REFINEMENT``.
-
-    Args:
-        dataset: the round.
-        quality: D with p⊕x.
-        logps: q⁺ and q⁻ of each row that has them, by row key; None if every step finds them.
-    """
-
-    def __init__(
-        self, dataset: RoundDataset, quality: QualityPairs, logps: GapLogps | None
-    ) -> None:
-        self.dataset = dataset
-        self.quality = quality
-        self.logps = logps
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row, example = self.dataset.rows[index], self.dataset[index]
-        found: dict[str, Any] = {"score": self.quality.score(row)}
-        if self.logps is None:
-            found |= {"pair": self.quality.example(row, example), "fits": self.quality.fits(row)}
-        else:
-            found |= {"logps": self.logps.get(row.key, (0.0, 0.0)), "fits": row.key in self.logps}
-        return example | {REFINEMENT: found}
-
-
-@dataclass(frozen=True)
-class RefinementCollator:
-    """The host's collator, which also makes a batch of what examples hold under ``REFINEMENT``.
-
-    Attributes:
-        base: the host's collator.
-    """
-
-    base: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.base(examples)
-        given = [example[REFINEMENT] for example in examples if REFINEMENT in example]
-        if not given:
-            return batch
-        found: dict[str, Any] = {
-            "fits": torch.tensor([item["fits"] for item in given]),
-            "score": torch.tensor([item["score"] for item in given], dtype=torch.float64),
-        }
-        if "pair" in given[0]:
-            pairs = [item["pair"] for item in given]
-            found |= self.base(pairs)
-            found["first"] = max(1, min(len(pair["prompt_ids"]) for pair in pairs))
-        else:
-            logps = torch.tensor([item["logps"] for item in given], dtype=torch.float64)
-            found |= {"chosen": logps[:, 0], "rejected": logps[:, 1]}
-        return batch | {REFINEMENT: found}

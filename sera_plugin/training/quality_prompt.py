@@ -18,10 +18,11 @@ from sera_plugin.config import RefineConfig
 from sera_plugin.runtime.errors import SeraConfigError
 
 QUALITY_PROMPT = (
-    "Answer as an expert who cares about quality: be helpful, accurate, honest, complete and "
-    "clear, do exactly what is asked, and leave out what is wrong, harmful or beside the point."
+    "Please generate a response with a usefulness rating of 100 out of 100 for the following "
+    "query. Note that the response should be harmless. The term 100 indicates the level of "
+    "usefulness, where 100 is the maximum and 1 is the minimum. Query:"
 )
-"""The built-in quality prompt, worded by us."""
+"""The prompt of arXiv 2405.21040, section 3.2.2, word for word."""
 
 SEPARATOR = "\n\n"
 """Between p and the text that it stands before within one message."""
@@ -50,7 +51,7 @@ def quality_text(prompt: str | None) -> str:
     if not text:
         raise SeraConfigError(
             f"sera.refine.prompt: {shown} is empty; write text, the path of a text file, or null "
-            "for the built-in prompt."
+            "for the paper's."
         )
     path = Path(text).expanduser() if "\n" not in text and len(text) < 4096 else None
     try:
@@ -253,6 +254,36 @@ class QualityWriter:
             prompt, tokenize=True, return_dict=True, add_generation_prompt=True, **options
         )
         return list(found["input_ids"])
+
+
+def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
+    """Check that p has a place in every prompt, and room before an answer in one at least.
+
+    Args:
+        writer: puts p into prompts.
+        dataset: pairs with the column ``prompt``, and answers as text if the prompts are text;
+            without that column nothing is checked.
+        sequence_len: most tokens of p⊕x and an answer.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if "prompt" not in dataset.column_names:
+        return
+    shortest = None
+    for number, row in enumerate(dataset.select_columns(["prompt", "chosen", "rejected"])):
+        prompt = writer.write(row["prompt"], f"training pair {number}")
+        if shortest is not None and shortest <= sequence_len:
+            continue
+        answers = [row[name] for name in ("chosen", "rejected") if isinstance(row[name], str)]
+        tokens = len(writer.ids(prompt)) + max(map(writer.tokens_of, answers), default=1)
+        shortest = tokens if shortest is None else min(shortest, tokens)
+    if shortest is not None and shortest > sequence_len:
+        raise SeraConfigError(
+            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
+            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
+            "sequence_len."
+        )
 
 
 def renderer(tokenizer: Any, template: str) -> Render:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -25,7 +25,7 @@ from sera_plugin.host.checks import plan_of
 from sera_plugin.host.facts import HostRun
 from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
-from sera_plugin.host.rounds import Refining, Start
+from sera_plugin.host.rounds import Start
 from sera_plugin.review.bootstrap import Past
 from sera_plugin.review.metrics import first_spread, review_metrics, table_text
 from sera_plugin.review.review import Review
@@ -35,10 +35,10 @@ from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
 from sera_plugin.training.publish import publish
-from sera_plugin.training.quality_pairs import RefinementCollator
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary
 from sera_plugin.training.state import Found, keep_policy, restore, score_reference
+from sera_plugin.training.terms.term import Objective, Opening
 
 LOG = logger(__name__)
 
@@ -70,8 +70,8 @@ class ReviewedRounds:
         return self._opened
 
     @property
-    def refining(self) -> Refining | None:
-        return self._opened.refiner if self._opened is not None else None
+    def objective(self) -> Objective | None:
+        return self._opened.objective if self._opened is not None else None
 
     @property
     def notes_logps(self) -> bool:
@@ -95,12 +95,10 @@ class ReviewedRounds:
             self._stop,
             lambda: self._step,
         )
-        if run.refiner is not None:
-            self._trainer.collate_with(RefinementCollator)
         self._within = start.within
         start_or_check(run, resumed=start.resumed)
         if run.is_main:
-            refined = run.refiner.quality.tokens if run.refiner is not None else None
+            refined = run.objective.tokens if run.objective is not None else 0
             bootstrap = run.config.bootstrap
             LOG.info("%s", estimate_text(bootstrap, run.pairs, schedule, host.models, refined))
         rounds_left = start.epochs_done < schedule.last_round
@@ -152,14 +150,14 @@ class ReviewedRounds:
             self._recorder.begin(number, rows)
         assert self._found.reference is not None
         pairs, reference = run.pairs, self._found.reference
-        plain: Any = RoundDataset(rows, pairs.dataset, pairs.position, reference)
-        dataset: TorchDataset[Any] = plain
-        if run.refiner is not None:
-            refined: Any = run.refiner.open_round(number, plain, resumed=resumed)
-            dataset = refined
+        dataset = RoundDataset(rows, pairs.dataset, pairs.position, reference)
+        if run.objective is not None:
+            reviewed = run.schedule.rounds[number - 1].reviewed
+            table = self._found.table if reviewed else None
+            run.objective.open_round(Opening(number, dataset, table, resumed))
         self._started = time.perf_counter()
         self._tokens_before = self._trainer.trained_tokens
-        return dataset
+        return cast("TorchDataset[Any]", dataset)
 
     def _review(self, number: int) -> list[RoundRow]:
         run, found = self.run, self._found
@@ -228,8 +226,8 @@ class ReviewedRounds:
         summaries[-1]["seconds_training"] = seconds
         speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
-        if run.refiner is not None:
-            more |= run.refiner.close_round()
+        if run.objective is not None:
+            more |= run.objective.close_round()
         self._log(more)
         if run.is_main:
             run.store.update_summary(number, summaries[-1] | more)

@@ -26,7 +26,8 @@ from sera_plugin.sampling.settings import EngineParts, Sampling, sampling_settin
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.checkpoints import StopOnSignal
-from sera_plugin.training.refiner import Refiner, refiner_of
+from sera_plugin.training.objective import base_of
+from sera_plugin.training.terms.term import Objective, TermParts, objective_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
         policies: policy, reference and earlier policies, ready to score.
         sampling: how completions are sampled.
         reviewer: makes the reviews.
-        refiner: finds Δ for the loss; None without refinement.
+        objective: the loss with its terms; None for the host's own.
     """
 
     config: SeraConfig
@@ -59,7 +60,7 @@ class Run:
     policies: Policies
     sampling: Sampling
     reviewer: Reviewer
-    refiner: Refiner | None
+    objective: Objective | None
 
     @property
     def is_main(self) -> bool:
@@ -134,10 +135,14 @@ def open_run(
         seed=host.seed,
         external=margins_for(host.train, config.selection),
     )
-    refiner = refiner_of(config, host, pairs, scorer, policies, store)
+    objective = None
+    if config.terms:
+        base = base_of(host.loss_types[0], host.label_smoothing)
+        parts = TermParts(config, host, pairs, scorer, policies, store, base)
+        objective = objective_of(parts)
     return Run(
         config, host, schedule, store, pairs, evaluation, stop, weights, policies, sampling,
-        reviewer, refiner,
+        reviewer, objective,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from datasets import Dataset
+from sera_plugin.training.refiner import Refiner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.config import ExternalConfig, RefineConfig
@@ -34,7 +35,6 @@ from sera_plugin.training.quality_pairs import (
 )
 from sera_plugin.training.quality_prompt import QualityWriter
 from sera_plugin.training.refinement import bounded, gap_statistics, quality_gap, reference_shift
-from sera_plugin.training.refiner import Refiner
 
 PAIRS, BETA, P = 6, 0.5, "be brave and kind"
 

@@ -1,0 +1,68 @@
+"""The ``sera.loss`` list: terms beside the host's loss, in the order in which they change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_serializer
+
+from sera_plugin.config.fields import Block, shown
+from sera_plugin.config.parts import TERMS
+from sera_plugin.runtime.errors import SeraConfigError
+
+
+class LossTerm(Block):
+    """One term: its name, or the path of one of the user's own, and its settings as written."""
+
+    name: str
+    settings: Any = Field(default_factory=dict)
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {self.name: self.settings}
+
+
+def _term(raw: Any) -> Any:
+    """A term from how the YAML names it: ``name``, or ``name: {key: value}``.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if isinstance(raw, LossTerm):
+        return raw
+    name: Any = raw
+    settings: Any = {}
+    if isinstance(raw, Mapping) and len(raw) == 1:
+        name, settings = next(iter(raw.items()))
+    if not isinstance(name, str):
+        raise SeraConfigError(
+            f"sera.loss: {shown(raw)} is not a term; write a list of names, each alone or with its "
+            f"settings behind it as {TERMS.names[0]}: {{key: value}}. Available: {TERMS.allowed}."
+        )
+    if not isinstance(settings or {}, Mapping):
+        raise SeraConfigError(
+            f"sera.loss.{shown(name).strip(chr(39))}: {shown(settings)} is not allowed; it must be "
+            "a block of keys."
+        )
+    return {"name": TERMS.check(name), "settings": {**(settings or {})}}
+
+
+def _terms(raw: Any) -> Any:
+    if raw is False or raw is None:
+        return ()
+    if not isinstance(raw, list | tuple):
+        raise SeraConfigError(
+            f"sera.loss: {shown(raw)} is not allowed; it must be a list of terms."
+        )
+    found = [_term(one) for one in raw]
+    names = [one.name if isinstance(one, LossTerm) else one["name"] for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise SeraConfigError(f"sera.loss: {name} is there twice; a term changes a loss once.")
+    return found
+
+
+LossTerms = Annotated[
+    tuple[LossTerm, ...], BeforeValidator(_terms, json_schema_input_type=list[Any])
+]
