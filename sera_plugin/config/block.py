@@ -52,7 +52,7 @@ class SeraConfig(Block):
         "same as the term `refine` of `loss`.",
     )
     loss: LossTerms = Field(
-        default=(),
+        default=[],
         json_schema_extra={"allowed": "a list of terms, each a name or a name with settings"},
         description="Terms that change the host's loss, in their order: "
         f"{', '.join(f'`{name}`' for name in TERMS.names)}, or `package.module:function`; settings "
@@ -99,7 +99,7 @@ class SeraConfig(Block):
     def terms(self) -> tuple[LossTerm, ...]:
         """The terms of the loss; the `refine` block, if it has any effect, is the first."""
         if self.refine is None or self.refine.weight == 0:
-            return self.loss
+            return tuple(self.loss)
         return (LossTerm(name="refine", settings=self.refine), *self.loss)
 
     @property

@@ -50,7 +50,7 @@ def _term(raw: Any) -> Any:
 
 def _terms(raw: Any) -> Any:
     if raw is False or raw is None:
-        return ()
+        return []
     if not isinstance(raw, list | tuple):
         raise SeraConfigError(
             f"sera.loss: {shown(raw)} is not allowed; it must be a list of terms."
@@ -63,6 +63,4 @@ def _terms(raw: Any) -> Any:
     return found
 
 
-LossTerms = Annotated[
-    tuple[LossTerm, ...], BeforeValidator(_terms, json_schema_input_type=list[Any])
-]
+LossTerms = Annotated[list[LossTerm], BeforeValidator(_terms, json_schema_input_type=list[Any])]

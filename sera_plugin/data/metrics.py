@@ -44,9 +44,7 @@ class Metric:
         return format(value, f"{separator}{self.format}")
 
 
-def _spread(
-    stem: str, meaning: str, title: str = "", unit: str = "nats"
-) -> tuple[Metric, ...]:
+def _spread(stem: str, meaning: str, title: str = "", unit: str = "nats") -> tuple[Metric, ...]:
     """Mean, with a title, standard deviation and quantiles of something."""
     mean = Metric(f"{stem}_mean", meaning, ".3f", unit, title)
     others = ("std", *(f"q{q:02d}" for q in QUANTILES))

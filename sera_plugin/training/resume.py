@@ -120,6 +120,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "trl": importlib.metadata.version("trl"),
         "sera": run.config.model_dump(),
         "quality_prompt": None,
+        "delta_baseline": None,
         **(run.objective.identity() if run.objective else {}),
         "base_model": str(host.cfg.base_model),
         "sequence_len": host.max_length,

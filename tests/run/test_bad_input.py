@@ -407,13 +407,13 @@ def test_chat_template_without_a_system_role(refused: Start, start: Start):
         "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
     )
     changes: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": jinja}
-    sentence = refused(**changes, sera={"refine": refine})
+    sentence = refused(**changes, sera={"refine": refine | {"placement": "system"}})
     assert sentence == (
         "sera.refine.placement: system can't be used because the chat template takes no system "
         "message; set it to user_prefix."
     )
     with pytest.raises(OSError, match=NO_WEIGHTS):
-        start(**changes, sera={"bootstrap": False, "refine": refine | {"placement": "user_prefix"}})
+        start(**changes, sera={"bootstrap": False, "refine": refine})
 
 
 @pytest.mark.parametrize("loss", [["hinge"], ["sigmoid", "sft"], ["sigmoid_norm"]])

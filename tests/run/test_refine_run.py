@@ -57,7 +57,7 @@ def lora(config: MakeConfig, run_cli: RunCli) -> Path:
         learning_rate=5e-3,
         sera={
             "bootstrap": {"max_new_tokens": 16, "guard": False},
-            "refine": {"weight": 0.05, "prompt": P, "source": "round"},
+            "refine": {"weight": 0.5, "prompt": P, "placement": "system", "source": "round"},
         },
     )
     run_cli("train", path, "--launcher", "python")
@@ -81,8 +81,10 @@ def test_stored_log_probs_are_those_of_the_starting_policy(lora: Path, llama: Pa
         prompt = slow.llama_text([{"role": "system", "content": P}, *row["messages"]])
         ids = [words(t, add_special_tokens=False)["input_ids"] for t in (prompt, *texts[1:])]
         found = stored[f"{content_id(*texts)}/offline"]
-        for name, answer in (("quality_chosen_logp", ids[1]), ("quality_rejected_logp", ids[2])):
-            assert found[name] == pytest.approx(slow.logp(base, ids[0], answer), abs=1e-3)
+        for side, answer in (("chosen", ids[1]), ("rejected", ids[2])):
+            expected = slow.logp(base, ids[0], answer)
+            assert found[f"quality_{side}_logp"] == pytest.approx(expected, abs=1e-3)
+            assert found[f"reference_{side}_logp"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_every_row_of_a_reviewed_round_has_its_log_probs(lora: Path) -> None:
@@ -97,11 +99,10 @@ def test_every_row_of_a_reviewed_round_has_its_log_probs(lora: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     first = json.loads((folder.with_name("round-01") / "summary.json").read_text())
     assert {metric.name for metric in metrics_of(summary)} == summary.keys() - {"guard"}
-    for found in (first, summary):
-        assert found["unrefined"] == 0
-        assert found["delta_std"] > 0
-        assert -1 <= found["delta_margin_correlation"] <= 1
-    assert summary["delta_mean"] != first["delta_mean"]
+    assert first["unrefined"] == summary["unrefined"] == 0
+    assert max(abs(first[f"delta_q{q}"]) for q in ("05", "95")) < 1e-6, "Δ is 0 before any update"
+    assert summary["delta_std"] > 1e-4
+    assert -1 <= summary["delta_margin_correlation"] <= 1
     assert all(math.isfinite(entry["refine/rho"]) for entry in logs(output_dir(lora)))
 
 
@@ -139,7 +140,7 @@ def test_zero3_finds_what_one_process_finds(
         "datasets": [dataset_entry(data)],
         "num_epochs": 1,
         "learning_rate": 5e-3,
-        "sera": OFF | {"refine": {"weight": 0.05, "prompt": P}},
+        "sera": OFF | {"refine": {"weight": 0.5, "prompt": P, "placement": "system"}},
     }
     alone = config(**common)
     out = run_cli("train", alone, "--launcher", "python")

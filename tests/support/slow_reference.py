@@ -126,24 +126,22 @@ def dpo_loss(
 ) -> float:
     """DPO, and Sr-DPO with ρ = λ·Δ."""
     h = beta * margin(policy, reference, pair, "sum")
-    return math.log1p(math.exp(-(h + rho)))
+    return math.log1p(math.exp(-(h - rho)))
 
 
 def ipo_loss(
     policy: torch.nn.Module, reference: torch.nn.Module, pair: Pair, beta: float, rho: float = 0.0
 ) -> float:
-    """IPO, and Sr-IPO with ρ = λ·Δ: the target is raised by −ρ."""
-    target = 1 / (2 * beta) - rho
-    return (margin(policy, reference, pair, "mean") - target) ** 2
+    """IPO, and Sr-IPO with ρ = λ·Δ."""
+    return (margin(policy, reference, pair, "mean") - rho - 1 / (2 * beta)) ** 2
 
 
-def gap(policy: torch.nn.Module, quality: Pair, kind: str) -> float:
-    """Δ of a pair whose prompt is p⊕x: how much worse the chosen answer is judged."""
-    chosen = logp(policy, quality.prompt, quality.chosen)
-    rejected = logp(policy, quality.prompt, quality.rejected)
-    if kind == "mean":
-        chosen, rejected = chosen / len(quality.chosen), rejected / len(quality.rejected)
-    return rejected - chosen
+def delta(
+    policy: torch.nn.Module, reference: torch.nn.Module, quality: Pair, beta: float, kind: str
+) -> float:
+    """Δ of a pair whose prompt is p⊕x, eq. 12: β·log of
+    [π(y⁺|p⊕x)·πref(y⁻|p⊕x)] / [πref(y⁺|p⊕x)·π(y⁻|p⊕x)]."""
+    return beta * margin(policy, reference, quality, kind)
 
 
 def tokens_behind(words: Any, quality: str, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -96,6 +96,7 @@ def test_defaults():
             },
         },
         "refine": None,
+        "loss": [],
         "max_set_aside": 0.01,
         "reference": "fixed",
         "reference_device": "auto",
@@ -106,7 +107,8 @@ def test_defaults_of_a_refine_block():
     assert parse_block({"refine": {}}).refine.model_dump() == {
         "weight": 0.1,
         "prompt": None,
-        "placement": "system",
+        "placement": "user_prefix",
+        "baseline": "reference",
         "normalize": "none",
         "clip": None,
         "source": "on_the_fly",

@@ -16,7 +16,7 @@ from sera_plugin.review.metrics import (
     table_text,
 )
 from sera_plugin.review.pairing import Shortfall
-from sera_plugin.training.refinement import gap_statistics
+from sera_plugin.training.refinement import delta_statistics
 
 
 def test_every_number_by_hand():
@@ -86,7 +86,7 @@ def test_the_registry_has_what_a_round_reports_and_nothing_else():
         decision=replace(DECISION, signals=Signals(*[QUIET] * len(fields(Signals)))),
     )
     found = review_metrics(replace(review, bootstrapped=everything), PAIRS, review.table)
-    found |= gap_statistics([0.0, 1.0], [1.0, 2.0], [3.0, 4.0])
+    found |= delta_statistics([0.0, 1.0], [1.0, 2.0], [3.0, 4.0])
     # What the trainer and the refiner add at the end of a round; tests/run looks at their files.
     closing = {"seconds_training", "tokens_per_second_training", "seconds_refining", "unrefined"}
     families = {f"{stem}_{SET}": f"{stem}_eval" for stem in ("accuracy", "set_aside")}

@@ -15,11 +15,11 @@ from jinja2 import TemplateError
 from sera_plugin.config import RefineConfig
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.runtime.errors import SeraConfigError
-from sera_plugin.training.checks import check_prompts
 from sera_plugin.training.quality_prompt import (
     QUALITY_PROMPT,
     Frame,
     QualityWriter,
+    check_prompts,
     quality_text,
     renderer,
 )

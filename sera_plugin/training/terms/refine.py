@@ -89,7 +89,7 @@ class Refine(Term):
         check_prompts(writer, dataset, cfg.sequence_len)
 
     def identity(self) -> dict[str, Any]:
-        return {"quality_prompt": self._prompt}
+        return {"quality_prompt": self._prompt, "delta_baseline": self.settings.baseline}
 
     def open_round(self, opening: Opening) -> None:
         """Find what is stored about the round, or score it.
