@@ -174,7 +174,7 @@ def _judged(name: str, note: str) -> Arm:
 def _fills(fill: str, note: str) -> Arm:
     """``sera: true`` with the places of pairs that fell short filled as ``selection.fill`` says."""
     shipped = {**SHIPPED, "selection": {**SHIPPED["selection"], "fill": fill}}
-    return Arm(shipped, tuned_as="sera", note=f"`sera: true`, filled with {note}")
+    return Arm(shipped, note=f"`sera: true`, filled with {note}")
 
 
 ARMS: dict[str, Arm] = {
