@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from sera_plugin.commands.dataset_card import BOOTSTRAPPED, FILES, OFFLINE, dataset_card
 from sera_plugin.data.candidates import Source
 from sera_plugin.data.columns import TEXTS, BootstrappedPairs, ExportedPairs, Margins, Pairs, Rows
+from sera_plugin.data.metrics import SET_ASIDE
 from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
+from sera_plugin.data.rounds import full_round
 from sera_plugin.runtime.errors import RunError, first_line
 
 
@@ -75,7 +77,7 @@ def export_round(run: RunFiles, number: int, form: str, out: Path) -> Exported:
 
 
 def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
-    """The rows of a round in training order; those of a warm-up round in the order of D."""
+    """The rows of a round in training order."""
     texts = run.pairs(Pairs.EXAMPLE_ID, Pairs.PROMPT, Pairs.CHOSEN, Pairs.REJECTED)
     if texts is None:
         raise RunError(
@@ -84,8 +86,10 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
         )
     pairs = {row[Pairs.EXAMPLE_ID]: row for row in texts.to_pylist()}
     if not stored.reviewed:
-        for example_id in pairs:
-            yield _offline(pairs, example_id, None, swapped=False)
+        aside, seed = stored.summary.get(SET_ASIDE), run.settings.get("seed", 0)
+        bad = aside if isinstance(aside, list) else ()
+        for row in full_round(tuple(pairs), seed, stored.number, bad):
+            yield _offline(pairs, row.example_id, None, swapped=False, filled=row.filled)
         return
     names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
     review = stored.table(Margins, *names)
@@ -94,19 +98,20 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
         pair[BootstrappedPairs.EXAMPLE_ID]: pair
         for pair in read_json_lines(stored.bootstrapped_path)
     }
-    for row in stored.table(Rows).to_pylist():
+    for row in stored.rows().to_pylist():
         example_id = row[Rows.EXAMPLE_ID]
         if row[Rows.CHOSEN_IDS] is None:
             swapped = bool(row.get(Rows.FLIPPED))
-            yield _offline(pairs, example_id, margins.get(example_id), swapped=swapped)
+            margin = margins.get(example_id)
+            yield _offline(pairs, example_id, margin, swapped=swapped, filled=row[Rows.FILLED])
         elif example_id not in bootstrapped:
             raise RunError(f"{stored.bootstrapped_path} lacks the new pair of {example_id}.")
         else:
-            yield _bootstrapped(bootstrapped[example_id])
+            yield _bootstrapped(bootstrapped[example_id], filled=row[Rows.FILLED])
 
 
 def _offline(
-    pairs: Mapping[str, Any], example_id: str, margin: float | None, *, swapped: bool
+    pairs: Mapping[str, Any], example_id: str, margin: float | None, *, swapped: bool, filled: bool
 ) -> dict[str, Any]:
     if example_id not in pairs:
         raise RunError(f"{Pairs.file} lacks the pair {example_id}.")
@@ -123,10 +128,11 @@ def _offline(
         ExportedPairs.SWAPPED: swapped,
         ExportedPairs.CHOSEN_SOURCE: chosen_source.value,
         ExportedPairs.REJECTED_SOURCE: rejected_source.value,
+        ExportedPairs.FILLED: filled,
     }
 
 
-def _bootstrapped(pair: Mapping[str, Any]) -> dict[str, Any]:
+def _bootstrapped(pair: Mapping[str, Any], *, filled: bool) -> dict[str, Any]:
     names = (*TEXTS, ExportedPairs.EXAMPLE_ID, ExportedPairs.MARGIN)
     sources = (ExportedPairs.CHOSEN_SOURCE, ExportedPairs.REJECTED_SOURCE)
     return {
@@ -134,6 +140,7 @@ def _bootstrapped(pair: Mapping[str, Any]) -> dict[str, Any]:
         ExportedPairs.SOURCE: BOOTSTRAPPED,
         ExportedPairs.SWAPPED: False,
         **{name: pair[name] for name in sources},
+        ExportedPairs.FILLED: filled,
     }
 
 
