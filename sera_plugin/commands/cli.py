@@ -117,7 +117,7 @@ def export(
 
     run = RunFiles.open(run_dir)
     folder = out or run.root.parent / "export" / f"round-{number:02d}-{form}"
-    exported = export_round(run, number, form, folder)
+    exported = export_round(run, number, form, folder, repository)
     counts = ", ".join(f"{count:,} {source}" for source, count in exported.counts.items())
     click.echo(f"{exported.folder}: {counts} pairs")
     if repository is not None:
