@@ -44,8 +44,8 @@ def find_policy(
             if output_dir and (Path(output_dir) / name).is_file():
                 return Trained(str(output_dir), name == ADAPTER)
         raise SeraConfigError(
-            f"output_dir: {in_yaml(output_dir)} holds no trained model; train one, or name one with "
-            "--policy or --adapter."
+            f"output_dir: {in_yaml(output_dir)} holds no trained model; train one, or name one "
+            "with --policy or --adapter."
         )
     folder = Path(named)
     is_adapter = bool(adapter) or (folder / ADAPTER).is_file()

@@ -107,7 +107,7 @@ def write_card(folder: Path, *, kept: bool) -> None:
         OSError: if that fails.
     """
     names = ["ranked", *(["kept"] if kept else [])]
-    configs = [
+    configs: list[dict[str, Any]] = [
         {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
         for name in names
     ]

@@ -30,6 +30,7 @@ from sera_plugin.review.bootstrap import Past
 from sera_plugin.review.metrics import first_spread, review_metrics, table_text
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.progress import clock_text
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.checkpoints import StopOnSignal
@@ -226,11 +227,14 @@ class ReviewedRounds:
         if not run.schedule.rounds[number - 1].reviewed:
             summaries.append({"round": float(number), "kept": float(len(run.pairs))})
         summaries[-1]["seconds_training"] = seconds
-        speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
+        tokens = self._trainer.trained_tokens - self._tokens_before
+        speed = tokens / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
         if run.refiner is not None:
             more |= run.refiner.close_round()
         self._log(more)
+        took = f"{tokens:,.0f} tokens in {clock_text(seconds)}, {speed:,.0f} tokens/s"
+        LOG.info("Round %d: trained on %s", number, took)
         if run.is_main:
             run.store.update_summary(number, summaries[-1] | more)
             write_log(run.store.root, self._trainer.state.log_history)
