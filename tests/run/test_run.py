@@ -132,7 +132,7 @@ def test_the_console_has_no_dict_of_a_review_and_ends_with_the_way_to_the_report
     assert "{'loss'" in out
     assert "took 0:00:00" not in out
     assert [f"Round {n}: trained on " in out for n in (1, 2, 3)] == [True] * 3
-    assert f"`axolotl sera report {folder}` shows what the run did." in out.splitlines()[-1]
+    assert f"`axolotl sera report {folder}` shows the run." in out.splitlines()[-1]
     assert out.count("axolotl sera report") == 1
     written = json.loads((folder / "sera/log.json").read_text())
     assert sum("sera/margin_mean" in entry for entry in written) == 2
