@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -101,6 +102,13 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
             from sera_plugin.data.store import RunStore
 
             RunStore(cfg.output_dir).drop_all_work()
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """Say what shows the run; the last that the host lets a plugin say."""
+        if self._config is not None and not cfg.local_rank:
+            # The ranks have left their group by now, so the logger can't ask which one this is.
+            where = quote(cfg.output_dir)
+            LOG.info("`axolotl sera report %s` shows the run.", where, main_process_only=False)
 
 
 def _check_output(output_dir: Any) -> None:

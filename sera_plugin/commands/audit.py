@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from sera_plugin.commands.audit_policy import AuditModels, Trained, find_policy
-from sera_plugin.commands.audit_table import Cut, cuts, ranked, write_kept, write_results
+from sera_plugin.commands.audit_table import (
+    Cut,
+    cuts,
+    ranked,
+    write_card,
+    write_kept,
+    write_results,
+)
 from sera_plugin.commands.plan import read_yaml
 from sera_plugin.data.margins import log_ratios, margins, positions
+from sera_plugin.host.checks import in_yaml
 from sera_plugin.runtime.errors import RunError, SeraConfigError
 
 
@@ -103,7 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
     if "base_model" not in raw or "datasets" not in raw:
         raise SeraConfigError(f"{path} is not a config of Axolotl with base_model and datasets.")
     if raw.get("rl") not in ("dpo", "ipo"):
-        raise SeraConfigError(f"rl: {raw.get('rl')} can't be audited; allowed are dpo and ipo.")
+        raise SeraConfigError(
+            f"rl: {in_yaml(raw.get('rl'))} can't be audited; allowed are dpo and ipo."
+        )
     return raw
 
 
@@ -216,6 +226,7 @@ def _write(
         write_results(table, folder, summary)
         if request.keep is not None:
             kept = write_kept(table, request.keep, folder / "kept.jsonl")
+        write_card(folder, kept=kept is not None)
     except OSError as error:
         raise RunError(f"{folder} can't be written ({error.strerror or error}).") from error
     write_page(audit_page(table, found, summary, request.truth), folder / "report.html")

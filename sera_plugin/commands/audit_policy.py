@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sera_plugin.host.checks import in_yaml
 from sera_plugin.runtime.errors import SeraConfigError, first_line
 
 ADAPTER, WHOLE = "adapter_config.json", "config.json"
@@ -43,8 +44,8 @@ def find_policy(
             if output_dir and (Path(output_dir) / name).is_file():
                 return Trained(str(output_dir), name == ADAPTER)
         raise SeraConfigError(
-            f"output_dir: {output_dir} holds no trained model; train one, or name one with "
-            "--policy or --adapter."
+            f"output_dir: {in_yaml(output_dir)} holds no trained model; train one, or name one "
+            "with --policy or --adapter."
         )
     folder = Path(named)
     is_adapter = bool(adapter) or (folder / ADAPTER).is_file()

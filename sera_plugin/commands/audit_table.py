@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from sera_plugin.data.columns import TEXTS, RankedPairs
 from sera_plugin.runtime.files import write_whole
@@ -93,6 +94,31 @@ def write_results(table: pa.Table, folder: Path, summary: Mapping[str, Any]) -> 
     pq.write_table(table, folder / RankedPairs.file, compression="zstd")
     _write_lines(folder / "ranked.jsonl", _rows(table))
     write_whole(folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def write_card(folder: Path, *, kept: bool) -> None:
+    """Write ``README.md``, which tells ``datasets.load_dataset`` what the files of the folder are.
+
+    Args:
+        folder: of the audit.
+        kept: whether it holds ``kept.jsonl``.
+
+    Raises:
+        OSError: if that fails.
+    """
+    names = ["ranked", *(["kept"] if kept else [])]
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
+        for name in names
+    ]
+    configs[0]["default"] = True
+    front = yaml.safe_dump({"configs": configs}, sort_keys=False)
+    lines = [
+        f"---\n{front}---\n\n# {RankedPairs.__doc__}\n",
+        *(f'- `load_dataset(FOLDER, "{name}")`: `{name}.jsonl`' for name in names),
+        f"\n{RankedPairs.as_markdown()}\n",
+    ]
+    write_whole(folder / "README.md", "\n".join(lines).encode())
 
 
 def write_kept(table: pa.Table, share: float, path: Path) -> int:

@@ -31,6 +31,11 @@ def _one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_to_file = click.option(
+    "--out", type=click.Path(path_type=Path), help="Write JSON to this file, and no banner before."
+)
+
+
 class _HandedOn(click.Command):
     """A command that hands all arguments on as they are, `--` included."""
 
@@ -59,11 +64,19 @@ def train(ctx: click.Context, enabled: bool) -> None:
 
 @sera.command()
 @click.option("--markdown", is_flag=True, help="Tables of all keys in place of JSON.")
-def schema(markdown: bool) -> None:
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write it to this file, where no banner stands."
+)
+@_one_sentence
+def schema(markdown: bool, out: Path | None) -> None:
     """Print the JSON schema of the `sera:` block, which `axolotl config-schema` can't show."""
-    from sera_plugin.commands import schema as page
+    from sera_plugin.commands.answer import answer, others_on_stderr
 
-    click.echo(page.markdown() if markdown else page.json_schema())
+    with others_on_stderr():
+        from sera_plugin.commands import schema as page
+
+        text = page.markdown() if markdown else page.json_schema()
+    answer(text, out)
 
 
 @sera.command()
@@ -117,7 +130,7 @@ def export(
 
     run = RunFiles.open(run_dir)
     folder = out or run.root.parent / "export" / f"round-{number:02d}-{form}"
-    exported = export_round(run, number, form, folder)
+    exported = export_round(run, number, form, folder, repository)
     counts = ", ".join(f"{count:,} {source}" for source, count in exported.counts.items())
     click.echo(f"{exported.folder}: {counts} pairs")
     if repository is not None:
@@ -168,7 +181,12 @@ def audit(**options: Any) -> None:
 @click.option("--scoring", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
 @click.option("--sampling", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
 @click.option("--training", type=click.FloatRange(min=0, min_open=True), help="Tokens per second.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="JSON in place of tables.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write JSON to this file, where no banner stands.",
+)
 @_one_sentence
 def plan(
     config: Path,
@@ -179,23 +197,30 @@ def plan(
     sampling: float | None,
     training: float | None,
     as_json: bool,
+    out: Path | None,
 ) -> None:
     """Say what a run would do and cost, or why it would be refused.
 
     Reads the YAML, the data and the model's config; needs no GPU and loads no weights.
-    Tokens per second are those of all GPUs together.
+    Tokens per second are those of all GPUs together; a measured run's grow with the processes.
     """
-    from sera_plugin.commands.plan import Speed
-    from sera_plugin.commands.plan_inputs import plan_run
-    from sera_plugin.commands.terminal import plan_json, show_plan
-    from sera_plugin.data.reader import RunFiles
+    from sera_plugin.commands.answer import answer, others_on_stderr
 
-    known = Speed.measured(RunFiles.open(measured)) if measured else Speed()
-    speed = Speed(
-        scoring or known.scoring, sampling or known.generation, training or known.training
-    )
-    planned = plan_run(config, processes=gpus, zero=zero, speed=speed)
-    if as_json:
-        click.echo(plan_json(planned))
-    else:
+    with others_on_stderr():
+        from sera_plugin.commands.plan import Speed
+        from sera_plugin.commands.plan_inputs import plan_run
+        from sera_plugin.commands.terminal import plan_json, show_plan
+        from sera_plugin.data.reader import RunFiles
+
+        known = Speed.measured(RunFiles.open(measured), gpus) if measured else Speed()
+        speed = Speed(
+            scoring or known.scoring,
+            sampling or known.generation,
+            training or known.training,
+            known.note,
+        )
+        planned = plan_run(config, processes=gpus, zero=zero, speed=speed)
+    if as_json or out:
+        answer(plan_json(planned), out)
+    if not as_json:
         show_plan(planned)

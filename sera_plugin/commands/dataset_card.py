@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,8 +17,7 @@ _TRAIN = {
     "axolotl": """```yaml
 rl: dpo
 datasets:
-  - path: {path}
-    ds_type: json
+  - path: {source}
     split: train
 ```
 
@@ -28,7 +26,7 @@ No `type:`, because the texts hold the template already.""",
 from datasets import load_dataset
 from trl import DPOTrainer
 
-train = load_dataset("parquet", data_files="{path}", split="train")
+train = load_dataset({source}, split="train")
 columns = ["prompt", "chosen", "rejected"]
 trainer = DPOTrainer(model, args=args, processing_class=tokenizer,
                      train_dataset=train.select_columns(columns))
@@ -39,9 +37,21 @@ Take the tokenizer of the base model: the texts hold its chat template already."
 
 
 def dataset_card(
-    run: RunFiles, stored: StoredRound, form: str, rows: list[dict[str, Any]], folder: Path
+    run: RunFiles,
+    stored: StoredRound,
+    form: str,
+    rows: list[dict[str, Any]],
+    repository: str | None,
 ) -> str:
-    """The card: counts, settings, columns, and how to train on the data."""
+    """The card: counts, settings, columns, and how to train on the data.
+
+    Args:
+        run: the run.
+        stored: the round.
+        form: a key of ``FILES``.
+        rows: the exported rows.
+        repository: where the dataset is uploaded, or None.
+    """
     front = {
         "pretty_name": f"SeRA round {stored.number}",
         "tags": ["preference", "dpo", "sera", form],
@@ -51,6 +61,13 @@ def dataset_card(
                 "data_files": [{"split": "train", "path": FILES[form]}],
             }
         ],
+        # Or a column of nulls, as the margins of a warm-up round, has no type.
+        "dataset_info": {
+            "features": [
+                {"name": column.value, "dtype": str(column.type).replace("double", "float64")}
+                for column in ExportedPairs
+            ]
+        },
     }
     sources = Counter(row[ExportedPairs.SOURCE] for row in rows)
     counts = {
@@ -83,7 +100,7 @@ def dataset_card(
             "\n| Column | |\n| --- | --- |",
             *(f"| `{column}` | {column.meaning} |" for column in ExportedPairs),
             "\n## Training\n",
-            _TRAIN[form].format(path=folder / FILES[form]),
+            _training(form, repository),
             "\nTrainers add the end-of-text token to an answer that lacks it, which only sampled "
             "answers that were cut do; these are always rejected.\n",
             "## Settings of the run\n",
@@ -91,3 +108,11 @@ def dataset_card(
             "Offline pairs keep the licence of the dataset that they come from.\n",
         ]
     )
+
+
+def _training(form: str, repository: str | None) -> str:
+    file = FILES[form]
+    local = {"axolotl": f"{file}\n    ds_type: json", "trl": f'"parquet", data_files="{file}"'}
+    hub = {"axolotl": repository, "trl": f'"{repository}"'}
+    where = "" if repository else f"\n\nThe path of `{file}` is that from the folder of this card."
+    return _TRAIN[form].format(source=(hub if repository else local)[form]) + where

@@ -36,7 +36,9 @@ class Exported:
     counts: Mapping[str, int]
 
 
-def export_round(run: RunFiles, number: int, form: str, out: Path) -> Exported:
+def export_round(
+    run: RunFiles, number: int, form: str, out: Path, repository: str | None = None
+) -> Exported:
     """Write the data of a round.
 
     Args:
@@ -44,6 +46,7 @@ def export_round(run: RunFiles, number: int, form: str, out: Path) -> Exported:
         number: the round.
         form: ``axolotl`` (JSON lines) or ``trl`` (parquet).
         out: a folder that is empty or not there.
+        repository: where it will be uploaded, for the card.
 
     Raises:
         RunError: one sentence.
@@ -66,7 +69,7 @@ def export_round(run: RunFiles, number: int, form: str, out: Path) -> Exported:
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=ExportedPairs.arrow()), building / FILES[form]
             )
-        card = dataset_card(run, stored, form, rows, out)
+        card = dataset_card(run, stored, form, rows, repository)
         (building / "README.md").write_text(card, encoding="utf-8")
         if out.exists():
             out.rmdir()

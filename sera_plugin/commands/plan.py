@@ -28,18 +28,31 @@ PHASES = ("scoring", "generation", "training")
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of the whole job, by phase; None where it is not known."""
+    """Tokens per second of the whole job, by phase; None where it is not known.
+
+    Attributes:
+        scoring: of forward passes without gradient.
+        generation: of sampling.
+        training: of forward and backward passes.
+        note: a sentence about how they were found.
+    """
 
     scoring: float | None = None
     generation: float | None = None
     training: float | None = None
+    note: str = ""
 
     @classmethod
-    def measured(cls, run: RunFiles) -> Speed:
-        """The mean over the rounds of a run.
+    def measured(cls, run: RunFiles, processes: int) -> Speed:
+        """The mean over the rounds of a run, as if every process of another run were as fast.
+
+        Args:
+            run: the run.
+            processes: GPUs of the other run.
 
         Raises:
-            RunError: one sentence, if the run has measured nothing.
+            RunError: one sentence, if the run has measured nothing, or on nobody knows how many
+                processes.
         """
         found = {}
         for phase in PHASES:
@@ -48,7 +61,21 @@ class Speed:
             found[phase] = float(np.mean(values)) if values else None
         if not any(found.values()):
             raise RunError(f"--measured {run.root}: no round of it has been timed yet.")
-        return cls(**found)
+        ranks = run.settings.get("ranks")
+        if type(ranks) is not int or ranks < 1:
+            raise RunError(
+                f"--measured {run.root}: its run.json does not say on how many processes it ran, "
+                f"so its speed can't be scaled to {processes}; give --scoring, --sampling and "
+                "--training."
+            )
+        scaled = {phase: v and v * processes / ranks for phase, v in found.items()}
+        note = "Speed as measured, on as many GPUs."
+        if processes != ranks:
+            note = (
+                f"Speed as measured on {ranks}, for {processes} GPUs multiplied by "
+                f"{processes / ranks:.3g}, as if each were as fast."
+            )
+        return cls(**scaled, note=note)
 
 
 @dataclass(frozen=True)
@@ -120,6 +147,7 @@ class RunPlan:
         stage: ZeRO stage of the config, 3 for FSDP.
         model: sizes of the policy.
         memory: per GPU for each ZeRO stage, activations left out.
+        speed: tokens per second that the time is reckoned with.
         seconds: estimated time, or None.
     """
 
@@ -131,6 +159,7 @@ class RunPlan:
     stage: int
     model: ModelSize
     memory: dict[int, Memory]
+    speed: Speed
     seconds: float | None
 
 
@@ -299,5 +328,6 @@ def assemble(
         stage=stage,
         model=model,
         memory={number: memory_per_rank(model, number, processes) for number in (0, 1, 2, 3)},
+        speed=speed,
         seconds=sum(t for t in times if t is not None) if None not in times else None,
     )

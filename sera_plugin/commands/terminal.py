@@ -15,10 +15,12 @@ from sera_plugin.commands.audit_table import cut_table
 from sera_plugin.commands.report.visible import visible
 from sera_plugin.data.columns import TEXTS, RankedPairs
 from sera_plugin.runtime.memory import GIB
+from sera_plugin.runtime.tables import side_by_side
 
 if TYPE_CHECKING:
     from sera_plugin.commands.audit import Audit
     from sera_plugin.commands.plan import RoundPlan, RunPlan
+    from sera_plugin.training.costs import Memory
 
 SHOWN = 5
 """Pairs that an audit prints."""
@@ -66,78 +68,67 @@ def _clipped(text: str) -> str:
 
 def show_plan(plan: RunPlan) -> None:
     """Print what a run would do and cost."""
-    console, lengths = Console(), plan.lengths
+    console, lengths = Console(highlight=False), plan.lengths
     console.print(
         f"{lengths.pairs:,} pairs, prompts of {lengths.prompt:.0f} and answers of "
         f"{lengths.answer:.0f} tokens on average; {len(plan.rounds)} rounds, "
         f"{plan.updates:,} updates on {plan.processes} "
-        f"{'process' if plan.processes == 1 else 'processes'}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{'process' if plan.processes == 1 else 'processes'}."
     )
-    header = (
-        "round", "kept", "new", "updates", "learning rate", "prompts", "sampled tokens", "at most",
-        "scored tokens", "forwards", "trained tokens", "time",
-    )  # fmt: skip
-    console.print(grid("Rounds", header, [_round(entry) for entry in plan.rounds]))
-    if any(entry.refined for entry in plan.rounds):
-        tokens = ", ".join(f"{entry.refined:,}" for entry in plan.rounds)
-        console.print(
-            f"For Δ, tokens scored with the quality prompt, by round: {tokens}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+    refined = any(entry.refined for entry in plan.rounds)
+    rounds = {str(entry.size.number): _round(entry, refined) for entry in plan.rounds}
+    console.print(*side_by_side("Rounds", "round", rounds, console.width))
     console.print(
-        f"Before round 1 the reference scores {plan.opening_tokens:,} tokens. Forwards are scoring "
-        "batches of each GPU. Sampled tokens assume answers as long as the offline ones; at most "
-        "max_new_tokens each.",
-        highlight=False,
-        soft_wrap=True,
+        f"Before round 1 the reference scores {plan.opening_tokens:,} tokens. Sampled tokens are "
+        "those of answers as long as the offline ones; at most max_new_tokens each."
     )
-    console.print(_memory(plan))
-    total = _time(plan.seconds)
+    title = (
+        f"GiB per GPU without activations and caches: {plan.model.parameters:,} parameters, "
+        f"{plan.model.trainable:,} trainable; this config is {_stage(plan.stage)}"
+    )
+    stages = {_stage(stage): _memory(memory) for stage, memory in plan.memory.items()}
+    console.print(*side_by_side(title, "", stages, console.width))
     console.print(
-        f"Estimated time: {total}."
+        f"Estimated time: {_time(plan.seconds)}. {plan.speed.note}"
         if plan.seconds is not None
         else "No time is estimated: give --measured RUN_DIR, or --scoring, --sampling and "
-        "--training in tokens per second.",
-        highlight=False,
-        soft_wrap=True,
+        "--training in tokens per second."
     )
 
 
-def _round(entry: RoundPlan) -> list[str]:
-    rates = "–" if entry.rates is None else f"{entry.rates[0]:.2g} → {entry.rates[1]:.2g}"
-    size = entry.size
-    counts = (size.kept, size.bootstrapped, entry.updates)
-    tokens = (entry.prompts, entry.sampled, entry.most_sampled, entry.scored, entry.forwards)
-    return [
-        str(size.number),
-        *(f"{count:,}" for count in counts),
-        rates,
-        *(f"{count:,}" for count in tokens),
-        f"{entry.trained:,}",
-        _time(entry.seconds),
-    ]
+def _round(entry: RoundPlan, refined: bool) -> dict[str, str]:
+    first, last = entry.rates or (None, None)
+    return {
+        "offline pairs kept": f"{entry.size.kept:,}",
+        "bootstrapped pairs": f"{entry.size.bootstrapped:,}",
+        "updates": f"{entry.updates:,}",
+        "first learning rate": "–" if first is None else f"{first:.2g}",
+        "last learning rate": "–" if last is None else f"{last:.2g}",
+        "prompts sampled": f"{entry.prompts:,}",
+        "tokens sampled": f"{entry.sampled:,}",
+        "tokens sampled, at most": f"{entry.most_sampled:,}",
+        "tokens scored": f"{entry.scored:,}",
+        **({"tokens scored for Δ": f"{entry.refined:,}"} if refined else {}),
+        "scoring batches of a GPU": f"{entry.forwards:,}",
+        "tokens trained": f"{entry.trained:,}",
+        "time": _time(entry.seconds),
+    }
 
 
-def _memory(plan: RunPlan) -> Table:
-    model = plan.model
-    rows = []
-    for stage, memory in plan.memory.items():
-        parts = (
-            memory.policy, memory.gradients, memory.optimizer, memory.reference, memory.training,
-            memory.gathered_for_sampling,
-        )  # fmt: skip
-        name = f"ZeRO-{stage}" if stage else "DDP"
-        mark = " (this config)" if stage == plan.stage else ""
-        rows.append([f"{name}{mark}", *(f"{part / GIB:,.2f}" for part in parts)])
-    title = (
-        f"GiB per GPU without activations and caches: {model.parameters:,} parameters, "
-        f"{model.trainable:,} trainable"
-    )
-    header = ("", "policy", "gradients", "optimizer", "reference", "sum", "gathered sampling")
-    return grid(title, header, rows)
+def _stage(stage: int) -> str:
+    return f"ZeRO-{stage}" if stage else "DDP"
+
+
+def _memory(memory: Memory) -> dict[str, str]:
+    parts = {
+        "policy": memory.policy,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "reference": memory.reference,
+        "sum": memory.training,
+        "more while sampling gathers": memory.gathered_for_sampling,
+    }
+    return {name: f"{part / GIB:,.2f}" for name, part in parts.items()}
 
 
 def _time(seconds: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from sera_plugin.config.bootstrap import BootstrapConfig
-from sera_plugin.config.fields import Block, Count, Float, false_means
+from sera_plugin.config.fields import Block, Count, Float, switch
 from sera_plugin.config.loss import LossTerm, LossTerms
 from sera_plugin.config.parts import TERMS
 from sera_plugin.config.presets import with_preset
@@ -15,9 +15,9 @@ from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
 from sera_plugin.runtime.errors import SeraConfigError
 
-Selection = Annotated[SelectionConfig, false_means({"keep": 1.0}, SelectionConfig)]
-Bootstrap = Annotated[BootstrapConfig, false_means({"fraction": 0.0}, BootstrapConfig)]
-Refine = Annotated[RefineConfig | None, false_means(None, RefineConfig)]
+Selection = Annotated[SelectionConfig, switch(SelectionConfig, on={}, off={"keep": 1.0})]
+Bootstrap = Annotated[BootstrapConfig, switch(BootstrapConfig, on={}, off={"fraction": 0.0})]
+Refine = Annotated[RefineConfig | None, switch(RefineConfig, on={}, off=None)]
 
 
 class SeraConfig(Block):
@@ -40,16 +40,18 @@ class SeraConfig(Block):
     )
     selection: Selection = Field(
         default_factory=SelectionConfig,
-        description="Which offline pairs a reviewed round keeps; `false` keeps all.",
+        description="Which offline pairs a reviewed round keeps; `true` means its defaults, "
+        "`false` keeps all.",
     )
     bootstrap: Bootstrap = Field(
         default_factory=BootstrapConfig,
-        description="New pairs from the policy's own answers; `false` makes none.",
+        description="New pairs from the policy's own answers; `true` means its defaults, `false` "
+        "makes none.",
     )
     refine: Refine = Field(
         default=None,
-        description="Quality-aware self-refinement of the loss; `false` or no block is off. The "
-        "same as the term `refine` of `loss`.",
+        description="Quality-aware self-refinement of the loss; `true` means its defaults, `false` "
+        "or no block is off. The same as the term `refine` of `loss`.",
     )
     loss: LossTerms = Field(
         default=[],

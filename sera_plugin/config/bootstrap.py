@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from sera_plugin.config.fields import Block, Count, Float, Int
-from sera_plugin.config.guard import GuardConfig, also_a_switch, block_or_switch
+from sera_plugin.config.fields import Block, Count, Float, Int, switch
+from sera_plugin.config.guard import GuardConfig
 from sera_plugin.config.parts import ENGINES, JUDGES
 from sera_plugin.runtime.errors import SeraConfigError
+
+PROMPTS = 0.6
+Guard = Annotated[GuardConfig, switch(GuardConfig, on={"enabled": True}, off={"enabled": False})]
 
 
 class BootstrapConfig(Block):
@@ -19,17 +23,18 @@ class BootstrapConfig(Block):
         default=0.3,
         ge=0,
         le=1,
-        description="Bootstrapped pairs per reviewed round, relative to |D|; 0 switches "
-        "bootstrapping off.",
+        description="Bootstrapped pairs per reviewed round, relative to |D|, beside the offline "
+        "pairs that `selection.keep` says; 0 switches bootstrapping off.",
     )
     num_candidates: Int = Field(
         default=4, ge=1, le=1024, description="Completions sampled per prompt."
     )
     prompts: Float = Field(
-        default=0.6,
+        default=PROMPTS,
         gt=0,
         le=1,
-        description="Share of |D| whose prompts are sampled before the best pairs are kept.",
+        description="Share of |D| whose prompts are sampled before the best pairs are kept; not "
+        f"below `fraction`, so the default is 1 where `fraction` is above {PROMPTS}.",
     )
     pool: Literal["policy_and_offline", "policy"] = Field(
         default="policy_and_offline",
@@ -90,12 +95,19 @@ class BootstrapConfig(Block):
         description="`replace`: the judge's scores rank the answers; `agree`: the implicit reward "
         "ranks them, and only pairs that the judge orders alike are kept.",
     )
-    guard: Annotated[GuardConfig, BeforeValidator(block_or_switch)] = Field(
+    guard: Guard = Field(
         default_factory=GuardConfig,
-        json_schema_extra=also_a_switch,
         description="When a round takes fewer bootstrapped pairs, or none; `true` means its "
         "defaults, `false` switches it off.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough_prompts(cls, block: Any) -> Any:
+        fraction = block.get("fraction") if isinstance(block, Mapping) else None
+        if isinstance(fraction, (int, float)) and fraction > PROMPTS:
+            return {"prompts": 1.0, **block}
+        return block
 
     @model_validator(mode="after")
     def _both_write(self) -> BootstrapConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -31,21 +32,37 @@ def is_function(value: str) -> bool:
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as a message shows it: printable ASCII, and not longer than ``limit``."""
+    """``value`` as YAML writes it, in printable ASCII and not longer than ``limit``."""
     try:
-        text = ascii(value)
+        text = _in_yaml(value)
     except (ValueError, RecursionError):  # more digits or levels than Python writes out
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def false_means(value: Any, block: Any) -> BeforeValidator:
-    """A validator for a block of keys that may be `false` as well, which then means ``value``."""
+def _in_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_in_yaml(k)}: {_in_yaml(v)}' for k, v in value.items())}}}"
+    return ascii(value)
+
+
+def switch(block: Any, *, on: Any, off: Any) -> BeforeValidator:
+    """A validator for a block of keys that may be `true` or `false` as well.
+
+    Args:
+        block: the model of the block.
+        on: the block that `true` is short for.
+        off: what `false` is short for.
+    """
 
     def read(raw: Any) -> Any:
-        return value if raw is False else raw
+        return (on if raw else off) if isinstance(raw, bool) else raw
 
-    return BeforeValidator(read, json_schema_input_type=block | Literal[False])
+    return BeforeValidator(read, json_schema_input_type=block | bool)
 
 
 class Block(BaseModel):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from sera_plugin.config.fields import MOST, Block, Float, Int
@@ -60,13 +58,3 @@ class GuardConfig(Block):
         description="Fewest prompts (for `min_accuracy`, evaluation pairs) that a signal must be "
         "measured on to have a say.",
     )
-
-
-def block_or_switch(value: Any) -> Any:
-    """``true`` and ``false`` as the block they are short for."""
-    return {"enabled": value} if isinstance(value, bool) else value
-
-
-def also_a_switch(schema: dict[str, Any]) -> None:
-    """Let the JSON schema of a field allow ``true`` and ``false`` beside the block."""
-    schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "boolean"}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -138,7 +138,18 @@ def _sentence(
     key = ".".join(["sera", *above, *(shown(p).strip("'") for p in path)])
     if first["type"] == "extra_forbidden":
         return f"{key}: {shown(first['input'])} is not a key of SeRA; {_hint(path, root)}"
-    return f"{key}: {shown(first['input'])} is not allowed; it must be {allowed_at(path, root)}."
+    allowed = f"{allowed_at(path, root)}{_limit(first)}"
+    return f"{key}: {shown(first['input'])} is not allowed; it must be {allowed}."
+
+
+def _limit(error: Mapping[str, Any]) -> str:
+    """The bound that a value broke, where the words for its key leave it out."""
+    if error["type"] == "finite_number":
+        return ", and finite"
+    if error["type"] in ("string_too_long", "too_long"):
+        unit = "characters" if error["type"] == "string_too_long" else "entries"
+        return f", of at most {error['ctx']['max_length']} {unit}"
+    return ""
 
 
 def _key_path(location: tuple[str | int, ...], root: type[BaseModel]) -> tuple[str | int, ...]:

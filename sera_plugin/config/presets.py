@@ -13,7 +13,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "bootstrap": {
             "fraction": 0.3,
             "num_candidates": 4,
-            "prompts": 0.6,
             "pool": "policy_and_offline",
             "sampler": "policy",
             "temperature": 0.7,
@@ -37,8 +36,11 @@ def with_preset(block: Any) -> Any:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on ``base``; `true` is the block of ``base``, unless that is off."""
     merged = {**base, **over}
     for key, value in base.items():
         if isinstance(value, Mapping) and isinstance(over.get(key), Mapping):
             merged[key] = _merged(value, over[key])
+        elif isinstance(value, Mapping) and over.get(key) is True and value.get("fraction") != 0:
+            merged[key] = value
     return merged

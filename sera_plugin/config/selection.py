@@ -77,7 +77,8 @@ class SelectionConfig(Block):
     keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
         default=KEEP,
         json_schema_extra={
-            "allowed": "a share in (0, 1], a whole number of pairs from 2 on, or a list of these"
+            "allowed": f"a share in (0, 1], a whole number of pairs from 2 up to {MOST}, or a list "
+            "of up to 1000 of these"
         },
         description="Offline pairs kept per reviewed round: a share of |D| in (0, 1], or a whole "
         "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats.",
@@ -122,9 +123,9 @@ class SelectionConfig(Block):
         description="What happens to pairs whose margin is clearly negative: nothing, they are not "
         "kept, or chosen and rejected change places.",
     )
-    negative_reviews: Annotated[Count, Field(ge=1)] = Field(
+    negative_reviews: Count = Field(
         default=2,
-        json_schema_extra={"allowed": "a whole number from 1"},
+        ge=1,
         description="`on_negative`: reviews in a row in which the ensembled margin must be "
         "negative.",
     )

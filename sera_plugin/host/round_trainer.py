@@ -13,7 +13,7 @@ import torch
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sera_plugin.data.rounds import ROW_KEY
@@ -94,8 +94,15 @@ class RoundTrainer(AxolotlDPOTrainer):
         self.data_collator = wrap(self.data_collator)
 
     def log_metrics_of_round(self, metrics: dict[str, float]) -> None:
-        """Log through the host without flushing TRL's running averages into the same entry."""
-        Trainer.log(self, dict(metrics))
+        """Log through the host, TRL's running averages left alone and nothing printed."""
+        handler = self.callback_handler
+        everyone = handler.callbacks
+        printers = (ProgressCallback, PrinterCallback)
+        handler.callbacks = [one for one in everyone if not isinstance(one, printers)]
+        try:
+            Trainer.log(self, dict(metrics))
+        finally:
+            handler.callbacks = everyone
 
     def ensure_checkpoint(self) -> None:
         """Save what the host saves at a step's end, unless a checkpoint of this step stands."""

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from sera_plugin.data.margins import PairLogps, overlap
-from sera_plugin.data.metrics import METRICS, QUANTILES, SET, SET_ASIDE
+from sera_plugin.data.metrics import QUANTILES, SET_ASIDE, metrics_of
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.tables import side_by_side
 from sera_plugin.scoring.scorer import Phase
 
 LOG = logger(__name__)
+
+WIDTH = 80
+"""Characters of a line of the table of rounds."""
 
 
 def accuracy(ratios: PairLogps) -> float:
@@ -166,13 +169,16 @@ def _mean(values: Any) -> float:
 
 
 def table_text(rows: Sequence[dict[str, float]]) -> str:
-    """The rounds so far as a plain table, one line each."""
-    table = Table(title="SeRA rounds", title_justify="left")
-    shown = [metric for metric in METRICS if metric.title and SET not in metric.name]
-    for metric in shown:
-        table.add_column(metric.title, justify="right")
-    for row in rows:
-        table.add_row(*(m.text(row[m.name]) if m.name in row else "-" for m in shown))
+    """The rounds so far as a plain table, one column each, and never wider than ``WIDTH``."""
+    names = {name for row in rows for name in row} - {"round"}
+    shown = [metric for metric in metrics_of(sorted(names)) if metric.title]
+    columns = {
+        f"{row['round']:.0f}": {
+            m.title: m.text(row[m.name]) if m.name in row else "-" for m in shown
+        }
+        for row in rows
+    }
     buffer = io.StringIO()
-    Console(file=buffer, width=140, color_system=None).print(table)
+    console = Console(file=buffer, width=WIDTH, color_system=None)
+    console.print(*side_by_side("SeRA rounds", "round", columns, WIDTH))
     return buffer.getvalue()

@@ -104,9 +104,9 @@ class PassProgress:
         if self._tokens:
             parts.append(self._speed())
         if self._done < self._total and rate > 0:
-            parts.append(f"{_clock_text((self._total - self._done) / rate)} left")
+            parts.append(f"{clock_text((self._total - self._done) / rate)} left")
         else:
-            parts.append(f"took {_clock_text(seconds)}")
+            parts.append(f"took {clock_text(seconds)}")
         return f"{self._description}: {', '.join(parts)}"
 
     def _speed(self) -> str:
@@ -114,7 +114,10 @@ class PassProgress:
         return f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
 
 
-def _clock_text(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """A time in words: seconds below a minute, else hours, minutes and seconds."""
+    if seconds < 59.5:
+        return f"{max(seconds, 0.01):.2g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

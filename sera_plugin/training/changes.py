@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sera_plugin.config.fields import shown
 from sera_plugin.config.parsing import default_at
 
 
@@ -38,6 +39,9 @@ _UNSAFE = {
 }
 
 
+SHORT = 120
+"""Characters below which a value is shown whole."""
+
 _SAFE = {
     "ranks": "the number of processes",
     "distributed": "the kind of parallelism",
@@ -65,23 +69,43 @@ def compare(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Changes:
     """
     stored = {key: stored.get(key) for key in current}
     unsafe = [
-        f"resume: {words} was {stored.get(key)} and is {current.get(key)}; resume with what the "
-        "run was started with, or start anew in another output_dir."
+        f"resume: {words} {_changed(stored.get(key), current.get(key))}; resume with what the run "
+        "was started with, or start anew in another output_dir."
         for key, words in _UNSAFE.items()
         if stored.get(key) != current.get(key)
     ]
     unsafe += [
-        f"resume: {key} was {old} and is {new}; resume with what the run was started with, or "
-        "start anew in another output_dir."
+        f"resume: {key} {_changed(old, new)}; resume with what the run was started with, or start "
+        "anew in another output_dir."
         for key, old, new in _differences((), stored.get("sera"), current.get("sera"))
     ]
     safe = [
-        f"resume: {words} was {stored.get(key)} and is {current.get(key)}; the run goes on, its "
+        f"resume: {words} {_changed(stored.get(key), current.get(key))}; the run goes on, its "
         "numbers may differ by rounding."
         for key, words in _SAFE.items()
         if stored.get(key) != current.get(key)
     ]
     return Changes(tuple(unsafe), tuple(safe))
+
+
+def _changed(old: Any, new: Any) -> str:
+    """Both values as the end of a clause; of long lists and texts where they part."""
+    short = all(len(shown(value, SHORT)) < SHORT for value in (old, new))
+    if short or type(old) is not type(new) or not isinstance(old, (list, str)):
+        return f"was {_shown(old)} and is {_shown(new)}"
+    both = enumerate(zip(old, new, strict=False))
+    alike = next((n for n, (one, other) in both if one != other), min(len(old), len(new)))
+    if isinstance(old, str):
+        was, now = shown(old[alike:]), shown(new[alike:])
+        return f"was {was} and is {now} from character {alike + 1} on"
+    if len(old) != len(new):
+        return f"had {len(old)} entries and has {len(new)}, of which the first {alike} are alike"
+    was, now = _shown(old[alike]), _shown(new[alike])
+    return f"was {was} and is {now} in entry {alike + 1}, the first that differs"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) < SHORT else shown(value, SHORT)
 
 
 def _differences(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -36,6 +36,7 @@ from sera_plugin.review.metrics import (
 )
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
+from sera_plugin.runtime.progress import clock_text
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.checkpoints import StopOnSignal
@@ -232,11 +233,14 @@ class ReviewedRounds:
             summaries.append(full_round_metrics(number, len(run.pairs), len(bad)))
             aside = full_round_text(bad)
         summaries[-1]["seconds_training"] = seconds
-        speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
+        tokens = self._trainer.trained_tokens - self._tokens_before
+        speed = tokens / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
         if run.objective is not None:
             more |= run.objective.close_round()
         self._log(more)
+        took = f"{tokens:,.0f} tokens in {clock_text(seconds)}, {speed:,.0f} tokens/s"
+        LOG.info("Round %d: trained on %s", number, took)
         if run.is_main:
             run.store.update_summary(number, summaries[-1] | more | aside)
             write_log(run.store.root, self._trainer.state.log_history)

@@ -140,8 +140,10 @@ def test_two_ranks_find_what_one_process_finds(
     runs: Runs, backend: str, adapter: dict[str, Any]
 ) -> None:
     real = (backend, bool(adapter)) in REAL
-    run, _ = runs.ranks(**runs.backend(backend), **adapter, real=real)
+    run, said = runs.ranks(**runs.backend(backend), **adapter, real=real)
     check(run, runs.single(adapter))
+    assert said.count("axolotl sera report") == 1
+    assert "'sera/" not in said
 
 
 def test_fsdp2(runs: Runs) -> None:

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from command_line import MakeConfig, RunCli, dataset_entry, output_dir
+from datasets import load_dataset
 
 from sera_plugin.commands.audit_policy import find_policy
-from sera_plugin.commands.audit_table import cuts, ranked, write_kept, write_results
+from sera_plugin.commands.audit_table import cuts, ranked, write_card, write_kept, write_results
 from sera_plugin.commands.cli import sera
 from sera_plugin.runtime.errors import SeraConfigError
 
@@ -75,6 +76,22 @@ def test_files(tmp_path: Path) -> None:
     assert lines[-1]["margin"] is None
     assert pq.read_table(tmp_path / "audit/ranked.parquet").num_rows == 4
     assert write_kept(table, 0.5, tmp_path / "kept.jsonl") == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_datasets_loads_the_folder(tmp_path: Path, kept: bool) -> None:
+    table = ranked(columns([0.5, float("nan"), -2.0, 0.7]), 0.1)
+    write_results(table, tmp_path, {"pairs": 4})
+    if kept:
+        write_kept(table, 0.5, tmp_path / "kept.jsonl")
+        (tmp_path / "report.html").write_text("a page")
+    write_card(tmp_path, kept=kept)
+    found = load_dataset(str(tmp_path), split="train")
+    assert found["rank"] == [1, 2, 3, 4]
+    assert found.column_names == table.column_names
+    if kept:
+        rest = load_dataset(str(tmp_path), "kept", split="train")
+        assert rest["example_id"] == ["id0", "id3"]
 
 
 def test_kept_pairs_are_the_least_suspicious_with_known_margins(tmp_path: Path) -> None:
@@ -188,6 +205,8 @@ def test_audit_finds_flipped_labels(audited: tuple[Path, str]) -> None:
         for row in map(json.loads, (folder / "ranked.jsonl").open())
     }
     assert np.mean([truth[row["example_id"]] for row in kept]) < FLIPPED / 2
+    assert load_dataset(str(folder), split="train").num_rows == 300
+    assert load_dataset(str(folder), "kept", split="train").num_rows == 240
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "All 300 pairs, the most suspicious first." in page
     assert (folder / "report.html").stat().st_size < 10_000_000

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import slow_reference as slow
 import yaml
 from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
-from command_line import TRAIN_PAIRS, MakeConfig, RunCli
+from command_line import ENVIRONMENT, TRAIN_PAIRS, MakeConfig, RunCli
 from peft import LoraConfig, get_peft_model
 from runs_on_disk import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,13 +38,14 @@ def planned(
     *,
     max_steps: int | None = None,
     refined: int = 0,
+    num_rounds: int = 3,
     **block: object,
 ) -> RunPlan:
     config = parse_block({"bootstrap": {"max_new_tokens": 50}, **block})
     assert isinstance(config, SeraConfig)
     schedule = plan(
         100,
-        num_rounds=3,
+        num_rounds=num_rounds,
         warmup_rounds=1,
         keep=config.selection.planned,
         fraction=config.bootstrap.fraction,
@@ -118,12 +122,22 @@ def test_memory_of_every_stage() -> None:
 def test_speed_of_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "out")
     with pytest.raises(RunError, match="no round of it has been timed yet"):
-        Speed.measured(RunFiles.open(run))
+        Speed.measured(RunFiles.open(run), 2)
     for number, value in ((2, 100.0), (3, 300.0)):
         path = run / f"sera/round-0{number}/summary.json"
         summary = json.loads(path.read_text()) | {"tokens_per_second_scoring": value}
         path.write_text(json.dumps(summary))
-    assert Speed.measured(RunFiles.open(run)) == Speed(200.0, None, None)
+    same = Speed.measured(RunFiles.open(run), 2)
+    assert same == Speed(200.0, None, None, "Speed as measured, on as many GPUs.")
+    more = Speed.measured(RunFiles.open(run), 8)
+    assert more.scoring == 800.0
+    assert more.generation is None
+    assert "as measured on 2, for 8 GPUs multiplied by 4, as if" in more.note
+    settings = json.loads((run / "sera/run.json").read_text())
+    for ranks in (None, 0, "2", True):
+        (run / "sera/run.json").write_text(json.dumps(settings | {"ranks": ranks}))
+        with pytest.raises(RunError, match=r"does not say on how many processes it ran, so .* 8;"):
+            Speed.measured(RunFiles.open(run), 8)
 
 
 def test_rates_are_those_of_the_schedule() -> None:
@@ -151,20 +165,44 @@ def test_model_size_without_weights(llama: Path) -> None:
     assert not lora.separate_reference
 
 
+def cells(said: str, row: str) -> list[str]:
+    """The values of a row, of all tables that have it."""
+    lines = [line.strip("│").split("│") for line in said.splitlines() if line.startswith("│")]
+    return [cell.strip() for name, *rest in lines if name.strip() == row for cell in rest]
+
+
 def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    show_plan(planned(Speed(1000.0, 100.0, 500.0)))
+    monkeypatch.setenv("COLUMNS", "80")
+    show_plan(planned(Speed(1000.0, 100.0, 500.0, "A note.")))
     said = capsys.readouterr().out
     assert "100 pairs" in said
-    assert "ZeRO-3 (this config)" in said
-    assert "Estimated time: 3 min." in said
+    assert "this config is ZeRO-3" in said
+    assert "Estimated time: 3 min. A note." in said
+    assert cells(said, "tokens scored") == ["0", "21,000", "21,000"]
     show_plan(planned())
     said = capsys.readouterr().out
     assert "No time is estimated: give --measured" in said
     assert "Δ" not in said
     show_plan(planned(refine={}, refined=9000))
     said = capsys.readouterr().out
-    assert "For Δ, tokens scored with the quality prompt, by round: 9,000, 9,000, 9,000." in said
+    assert cells(said, "tokens scored for Δ") == ["9,000"] * 3
+
+
+@pytest.mark.parametrize("columns", [None, "80", "60"])
+def test_many_rounds_and_large_numbers_are_shown_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    found = planned(num_rounds=12)
+    large = [replace(entry, scored=entry.scored * 10**8) for entry in found.rounds]
+    show_plan(replace(found, rounds=tuple(large)))
+    said = capsys.readouterr().out
+    assert cells(said, "updates") == ["10"] * 12
+    assert cells(said, "tokens scored") == ["0"] + ["2,100,000,000,000"] * 11
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= int(columns or 80)
 
 
 def refused(path: Path, *more: str) -> str:
@@ -179,6 +217,9 @@ def test_bad_input_is_one_sentence(config: MakeConfig, tmp_path: Path) -> None:
     assert "would train plain DPO" in refused(config(drop=("plugins",)))
     assert "did you mean ensemble?" in refused(config(sera={"ensembel": 1}))
     assert "does not exist" in refused(config(), "--measured", str(tmp_path / "none"))
+    result = CliRunner().invoke(sera, ["schema", "--out", str(tmp_path / "none/schema.json")])
+    assert result.exit_code == 1
+    assert "none/schema.json can't be written (No such file or directory)." in result.output
 
 
 @pytest.mark.cli
@@ -202,6 +243,43 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(
     words = AutoTokenizer.from_pretrained(llama)
     tokens = slow.tokens_behind(words, "be kind", assets.pairs(TRAIN_PAIRS))
     assert [entry["refined"] for entry in found["rounds"]] == 3 * [tokens]
+
+
+def started(*command: str | Path) -> tuple[str, str]:
+    """What a command says on the standard output, a pipe, and on the standard error."""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "COLUMNS"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    done = subprocess.run(
+        [*map(str, command)],
+        env=environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.cli
+def test_json_stands_alone_on_the_standard_output(config: MakeConfig) -> None:
+    module = (sys.executable, "-m", "sera_plugin")
+    assert json.loads(started(*module, "schema")[0]) == SeraConfig.model_json_schema()
+    said, beside = started(*module, "plan", config(), "--json")
+    assert json.loads(said)["lengths"]["pairs"] == TRAIN_PAIRS
+    assert "Plugin loaded successfully" in beside
+
+
+@pytest.mark.cli
+def test_a_pipe_gets_the_tables_and_a_file_the_json(config: MakeConfig, tmp_path: Path) -> None:
+    said, beside = started("axolotl", "sera", "plan", config(), "--out", tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["updates"] == 24
+    assert "Plugin loaded successfully" in beside
+    assert "Plugin loaded successfully" not in said
+    tables = said[said.index("64 pairs") :]
+    assert cells(tables, "offline pairs kept") == ["64", "45", "45"]
+    assert "…" not in tables
+    assert max(map(len, tables.splitlines())) <= 80
+    started("axolotl", "sera", "schema", "--out", tmp_path / "schema.json")
+    assert json.loads((tmp_path / "schema.json").read_text()) == SeraConfig.model_json_schema()
 
 
 @pytest.mark.cli

@@ -118,15 +118,24 @@ def test_the_log_shows_bars_estimates_and_the_table(run: tuple[Path, str]) -> No
     assert "Round 2: scoring offline pairs" in out
     assert "Round 2: sampling" in out
     assert "Estimate for each reviewed round" in out
-    table = out[out.rindex("SeRA rounds") :]
-    cells = [
-        [c.strip() for c in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line
-    ]
-    assert [(row[0], row[1]) for row in cells[:3]] == [
-        ("1", str(TRAIN_PAIRS)),
-        ("2", "38"),
-        ("3", "38"),
-    ]
+    table = [line for line in out[out.rindex("SeRA rounds") :].splitlines() if line[:1] == "│"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table]
+    assert cells[0] == ["kept", str(TRAIN_PAIRS), "38", "38"]
+    assert max(map(len, table)) <= 80
+
+
+def test_the_console_has_no_dict_of_a_review_and_ends_with_the_way_to_the_report(
+    run: tuple[Path, str],
+) -> None:
+    folder, out = run
+    assert "'sera/" not in out
+    assert "{'loss'" in out
+    assert "took 0:00:00" not in out
+    assert [f"Round {n}: trained on " in out for n in (1, 2, 3)] == [True] * 3
+    assert f"`axolotl sera report {folder}` shows the run." in out.splitlines()[-1]
+    assert out.count("axolotl sera report") == 1
+    written = json.loads((folder / "sera/log.json").read_text())
+    assert sum("sera/margin_mean" in entry for entry in written) == 2
 
 
 LOSSES = [

@@ -63,6 +63,7 @@ def write_run(
             "sera": {"ensemble": 0.3},
             "base_model": "tiny",
             "pairs": count,
+            "ranks": 2,
             "rounds": [{"round": n, "kept": k, "bootstrapped": b} for n, k, b in sizes],
             "updates": [5] * len(sizes),
             "max_steps": 5 * len(sizes),

@@ -55,7 +55,31 @@ def test_a_changed_key_of_the_block_is_named_by_its_path():
     changes = compare(RUN, RUN | {"sera": sera})
     assert [s.split(";")[0] for s in changes.unsafe] == [
         "resume: sera.selection.keep was 0.7 and is 0.5",
-        "resume: sera.new was None and is True",
+        "resume: sera.new was null and is true",
+    ]
+
+
+def test_of_long_values_a_sentence_shows_what_differs():
+    updates = [1910] * 60
+    run = RUN | {"updates": updates, "quality_prompt": "Be kind. " * 50 + "Be short."}
+    changed = [*updates[:30], 1900, *updates[31:]]
+    prompt = "Be kind. " * 50 + "Be long."
+    sentences = [
+        compare(run, run | change).unsafe[0].partition(";")[0]
+        for change in (
+            {"updates": changed},
+            {"updates": updates[:30]},
+            {"updates": None},
+            {"quality_prompt": prompt},
+        )
+    ]
+    each = "resume: the updates of each round (num_epochs, max_steps or batch size)"
+    shown = "1910, " * 20
+    assert sentences == [
+        f"{each} was 1910 and is 1900 in entry 31, the first that differs",
+        f"{each} had 60 entries and has 30, of which the first 30 are alike",
+        f"{each} was [{shown[:116]}... and is null",
+        "resume: the text of sera.refine.prompt was 'short.' and is 'long.' from character 454 on",
     ]
 
 

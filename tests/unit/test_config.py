@@ -123,6 +123,21 @@ def test_false_in_the_place_of_a_block():
     )
 
 
+def test_true_in_the_place_of_a_block_is_its_defaults():
+    raw = {"selection": True, "bootstrap": True, "refine": True}
+    assert parse_block(raw) == parse_block({"refine": {}})
+    assert parse_block({"preset": "paper", "bootstrap": True}) == parse_block({"preset": "paper"})
+    assert parse_block({"preset": "select", "bootstrap": True}).bootstrap == BootstrapConfig()
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize(("fraction", "prompts"), [(0.3, 0.6), (0.6, 0.6), (0.8, 1.0), (1, 1.0)])
+def test_a_fraction_alone_has_prompts_enough(preset, fraction, prompts):
+    found = parse_block({"preset": preset, "bootstrap": {"fraction": fraction}}).bootstrap
+    assert (found.fraction, found.prompts) == (fraction, prompts)
+    assert parse_block({"bootstrap": {"fraction": 0.8, "prompts": 0.9}}).bootstrap.prompts == 0.9
+
+
 @pytest.mark.parametrize(
     ("raw", "reviews"),
     [
@@ -196,10 +211,13 @@ def test_a_preset_holds_where_the_block_is_not_raw():
     assert parse_block(again.model_dump()) == again
 
 
-def test_the_schema_allows_a_switch_in_the_place_of_the_guard():
-    schema = SeraConfig.model_json_schema()["$defs"]["BootstrapConfig"]["properties"]["guard"]
-    assert {"type": "boolean"} in schema["anyOf"]
-    assert any(option.get("$ref", "").endswith("GuardConfig") for option in schema["anyOf"])
+def test_the_schema_allows_a_switch_in_the_place_of_a_block():
+    schema = SeraConfig.model_json_schema()
+    blocks = schema["properties"] | schema["$defs"]["BootstrapConfig"]["properties"]
+    for name in ("selection", "bootstrap", "refine", "guard"):
+        assert {"type": "boolean"} in blocks[name]["anyOf"]
+        model = f"{name.capitalize()}Config"
+        assert {"$ref": f"#/$defs/{model}"} in blocks[name]["anyOf"]
 
 
 def test_a_parsed_block_parses_again_to_the_same():
@@ -247,7 +265,7 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"ensemble": True},
-            "sera.ensemble: True is not allowed; it must be a number from 0 up to 1.",
+            "sera.ensemble: true is not allowed; it must be a number from 0 up to 1.",
         ),
         (
             {"warmup_rounds": 0},
@@ -265,11 +283,40 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"selection": 3},
-            "sera.selection: 3 is not allowed; it must be a block of keys or false.",
+            "sera.selection: 3 is not allowed; it must be a block of keys or true or false.",
         ),
         (
-            {"refine": True},
-            "sera.refine: True is not allowed; it must be a block of keys or false.",
+            {"selection": {"external": True}},
+            "sera.selection.external: true is not allowed; it must be a block of keys.",
+        ),
+        (
+            {"bootstrap": [True, None, {"guard": False}]},
+            "sera.bootstrap: [true, null, {'guard': false}] is not allowed; it must be a block of "
+            "keys or true or false.",
+        ),
+        (
+            {"selection": {"keep": 3_000_000_000}},
+            "sera.selection.keep: 3000000000 is not allowed; it must be a share in (0, 1], a whole "
+            "number of pairs from 2 up to 2147483647, or a list of up to 1000 of these.",
+        ),
+        (
+            {"selection": {"negative_reviews": 3_000_000_000}},
+            "sera.selection.negative_reviews: 3000000000 is not allowed; it must be a whole number "
+            "from 1 up to 2147483647.",
+        ),
+        (
+            {"selection": {"threshold": math.inf}},
+            "sera.selection.threshold: inf is not allowed; it must be a number, and finite.",
+        ),
+        (
+            {"selection": {"external": {"chosen": "c" * 201}}},
+            f"sera.selection.external.chosen: '{'c' * 76}... is not allowed; it must be the name "
+            "of a column, of at most 200 characters.",
+        ),
+        (
+            {"selection": {"signals": ["l" * 75] * 101}},
+            f"sera.selection.signals: ['{'l' * 75}... is not allowed; it must be a list of margin, "
+            "length, or package.module:function, of at most 100 entries.",
         ),
         (
             {"refine": {"weight": -0.1}},
@@ -287,7 +334,7 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"keep": 0}},
             "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1], a whole number "
-            "of pairs from 2 on, or a list of these.",
+            "of pairs from 2 up to 2147483647, or a list of up to 1000 of these.",
         ),
         (
             {"selection": {"keep": 2.5}},
@@ -353,7 +400,8 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"bootstrap": {"temperature": math.nan}},
-            "sera.bootstrap.temperature: nan is not allowed; it must be a number from 0 up to 100.",
+            "sera.bootstrap.temperature: nan is not allowed; it must be a number from 0 up to 100, "
+            "and finite.",
         ),
         (
             {"bootstrap": {"top_p": 0}},
@@ -391,7 +439,7 @@ def test_every_field_has_a_description(model):
             "must be 2 or more, one for each writer.",
         ),
         (
-            {"bootstrap": {"fraction": 0.9}},
+            {"bootstrap": {"fraction": 0.9, "prompts": 0.6}},
             "sera.bootstrap.prompts: 0.6 is below sera.bootstrap.fraction: 0.9; a prompt gives at "
             "most one pair, so it must be at least as large.",
         ),

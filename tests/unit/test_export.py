@@ -8,11 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from axolotl.utils.data.shared import load_dataset_with_config
+from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner, Result
-from datasets import load_dataset
+from datasets import Features, load_dataset
 from runs_on_disk import texts, write_run
 
 from sera_plugin.commands.cli import sera
+from sera_plugin.data.columns import ExportedPairs
 from sera_plugin.data.rounds import full_round
 from sera_plugin.data.store import RunStore
 
@@ -120,7 +123,30 @@ def test_card(run: Path, tmp_path: Path) -> None:
     assert "| bootstrapped | 12 |" in card
     assert "ensemble: 0.3" in card
     assert "DPOTrainer" in card
-    assert str(tmp_path / "set/train.parquet") in card
+    assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("form", ["axolotl", "trl"])
+def test_the_snippet_of_the_card_loads_the_data_wherever_the_folder_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    assert export(run, "--round", "1", "--format", form, "--out", tmp_path / "a").exit_code == 0
+    monkeypatch.chdir((tmp_path / "a").rename(tmp_path / "elsewhere"))
+    snippet = Path("README.md").read_text().split("## Training")[1].split("```")[1]
+    if form == "axolotl":
+        (entry,) = yaml.safe_load(snippet.removeprefix("yaml"))["datasets"]
+        train = load_dataset_with_config(DictDefault(entry), False)
+    else:
+        (line,) = [line for line in snippet.splitlines() if line.startswith("train = ")]
+        train = eval(line.removeprefix("train = "), {"load_dataset": load_dataset})
+    assert train["prompt"] == [row["prompt"] for row in texts(40)]
+
+
+def test_a_column_of_nulls_keeps_its_type(run: Path, tmp_path: Path) -> None:
+    assert export(run, "--round", "1", "--out", tmp_path / "set").exit_code == 0
+    train = load_dataset(str(tmp_path / "set"), split="train")
+    assert train.features == Features.from_arrow_schema(ExportedPairs.arrow())
+    assert train["margin"] == [None] * 40
 
 
 def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
@@ -159,3 +185,4 @@ def test_hub_that_cannot_be_reached(run: Path, tmp_path: Path) -> None:
     assert said.startswith("--push-to-hub someone/some-set: ")
     assert said.endswith(f"the dataset is in {out}.")
     assert (out / "train.jsonl").is_file()
+    assert "  - path: someone/some-set\n    split: train\n" in (out / "README.md").read_text()

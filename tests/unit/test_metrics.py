@@ -1,5 +1,6 @@
 """Numbers of a review, worked out by hand, and the table that shows them."""
 
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -146,15 +147,31 @@ def test_accuracy_by_hand():
     assert np.isnan(accuracy(logps([np.nan] * 4, [0] * 4)))
 
 
-def test_the_table_shows_every_round_on_a_line_of_its_own():
+def cells_of(text):
+    lines = [line for line in text.splitlines() if line[:1] in "│┃"]
+    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line]
+
+
+def test_the_table_shows_every_round_in_a_column_of_its_own():
     first = {"round": 1.0, "kept": 61135.0, "seconds_training": 3600.04}
-    second = review_metrics(review_of(), PAIRS, table_of([True, False, True, False]))
+    review = review_of(evaluation={"maths": logps([1], [0], ("x",))})
+    second = review_metrics(review, PAIRS, table_of([True, False, True, False]))
     text = table_text([first, second])
-    lines = [line for line in text.splitlines() if "│" in line]
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    assert cells == [
-        ["1", "61135", *["-"] * 10, "3600.0"],
-        ["3", "2", "2", "2", "50%", "-0.250", "0.500", "50.0%", "50.0%", "1.25", "4.0", "2.0", "-"],
+    assert cells_of(text) == [
+        ["round", "1", "3"],
+        ["kept", "61135", "2"],
+        ["bootstrapped", "-", "2"],
+        ["filled", "-", "2"],
+        ["guard", "-", "50%"],
+        ["margin", "-", "-0.250"],
+        ["threshold", "-", "0.500"],
+        ["accuracy", "-", "50.0%"],
+        ["accuracy maths", "-", "100.0%"],
+        ["overlap", "-", "50.0%"],
+        ["KL", "-", "1.25"],
+        ["score s", "-", "4.0"],
+        ["sample s", "-", "2.0"],
+        ["train s", "3600.0", "-"],
     ]
     assert "\x1b" not in text
     assert text.splitlines()[0].strip() == "SeRA rounds"
@@ -176,7 +193,11 @@ def test_the_table_of_a_long_run_is_not_cut():
         "seconds_generation": 12345.6,
         "seconds_training": 12345.6,
     }
-    text = table_text([widest])
+    text = table_text([widest | {"round": float(number)} for number in range(1, 13)])
     assert "…" not in text
-    for shown in ("1234567", "-1234.567", "100.0%", "-1234.56", "12345.6", "threshold"):
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [row for row in cells_of(text) if row[0] == "margin"]
+    assert [cell for row in rows for cell in row[1:]] == ["-1234.567"] * 12
+    for shown in ("1234567", "100.0%", "-1234.56", "12345.6", "threshold", "12 ┃"):
         assert shown in text
+    assert table_text([]).strip() == ""

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sera_plugin.runtime import progress
-from sera_plugin.runtime.progress import PassProgress
+from sera_plugin.runtime.progress import PassProgress, clock_text
 
 
 class Clock:
@@ -50,10 +50,18 @@ def test_log_lines_come_every_half_minute_and_at_the_end(said: list[str]) -> Non
             clock.now = 10.0 * step
             bar.advance(1, 500)
     assert said == [
-        "Sampling: 5 of 10 batches, 0.10 batches/s, 50 tokens/s, 0:00:50 left",
-        "Sampling: 8 of 10 batches, 0.10 batches/s, 50 tokens/s, 0:00:20 left",
+        "Sampling: 5 of 10 batches, 0.10 batches/s, 50 tokens/s, 50 s left",
+        "Sampling: 8 of 10 batches, 0.10 batches/s, 50 tokens/s, 20 s left",
         "Sampling: 10 of 10 batches, 0.10 batches/s, 50 tokens/s, took 0:01:20",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.01 s"), (0.068, "0.068 s"), (59.4, "59 s"), (59.6, "0:01:00"), (3661.0, "1:01:01")],
+)
+def test_times_are_never_nothing(seconds: float, text: str) -> None:
+    assert clock_text(seconds) == text
 
 
 def test_other_processes_and_finished_passes_say_nothing(said: list[str]) -> None:

@@ -89,10 +89,9 @@ def test_axolotl_hands_on_no_key_that_changes_what_a_log_ratio_is():
 
 
 def test_do_train_asks_the_plugins_for_the_datasets_first():
-    steps = ["load_datasets", "load_preference_datasets_fn", "train_fn"]
+    steps = ["load_datasets", "load_preference_datasets_fn", "train_fn", "post_train_unload"]
     assert in_order(axolotl.cli.train.do_train, *steps) == steps, (
-        "axolotl.cli.train.do_train no longer uses PluginManager.load_datasets; look at "
-        "SeRAPlugin.load_datasets"
+        "axolotl.cli.train.do_train no longer calls the plugins in this order; look at SeRAPlugin"
     )
     assert names(PluginManager.load_datasets) == names(BasePlugin.load_datasets), (
         "PluginManager.load_datasets passes other arguments to plugins"
