@@ -104,7 +104,7 @@ def _clause(group: Sequence[Counts], of: str) -> str:
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    filled = f"filled {span('filled')} places"
+    filled = f"filled {span('filled')} place{'' if span('filled') == '1' else 's'}"
     if any(entry.filled for entry in group):
         with_negative = span("filled_negative") if any(e.filled_negative for e in group) else "none"
         filled += f" ({with_negative} of them with negative margins)"

@@ -211,7 +211,7 @@ def _beyond(values: np.ndarray, edges: np.ndarray) -> str:
         )
     found = f" Outliers stand in the end bins: {', '.join(said)}." if said else ""
     if len(values) > len(finite):
-        found += f" {len(values) - len(finite):,} that are not finite numbers are left out."
+        found += f" Left out, because no finite numbers: {len(values) - len(finite):,}."
     return found
 
 
