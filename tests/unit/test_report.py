@@ -212,3 +212,19 @@ def test_what_cannot_be_seen_is_shown() -> None:
     text = json_in_html({"a": "</script>\u2028<!--", "b": float("nan")})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script>\u2028<!--", "b": None}
+
+
+def test_picture_in_the_docs_is_of_this_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If this fails: ``make picture``, which trains the demo and needs Chromium."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs")
+    import picture
+
+    assert picture.PICTURE.is_file()
+    assert picture.DIGEST.read_text(encoding="utf-8").strip() == picture.digest()
+    changed = shutil.copytree(picture.TEMPLATES, tmp_path / "templates")
+    with open(changed / "page.css", "a", encoding="utf-8") as style:
+        style.write("h1 { color: red; }")
+    monkeypatch.setattr(picture, "TEMPLATES", changed)
+    assert picture.DIGEST.read_text(encoding="utf-8").strip() != picture.digest()

@@ -105,15 +105,7 @@ def _helped(run: RunFiles) -> Answer:
 def _verdict(entry: Evaluated, run: RunFiles, *, several: bool) -> str:
     """An evaluation set as a clause: what it says of the reviewed rounds, and its numbers."""
     of = f" of {entry.name}" if several else ""
-    found = {
-        f"evaluation accuracy{of}": [None if v is None else f"{v:.1%}" for v in entry.accuracy],
-        f"evaluation loss{of}": [None if v is None else f"{v:.3f}" for v in entry.loss],
-    }
-    numbers = " and ".join(
-        f"{what} was {_by_round(entry.rounds, values)}"
-        for what, values in found.items()
-        if any(values)
-    )
+    numbers = f"evaluation {_numbers(entry)}{of}"
     first = run.reviewed[0].number - 1 if run.reviewed else None
     after = [place for place, at in enumerate(entry.rounds) if first is not None and at > first]
     if first not in entry.rounds or not after:
@@ -139,13 +131,18 @@ def _word(gains: Sequence[float]) -> str:
     return "It seems to have done harm" if -1 in gains else "It made little difference"
 
 
-def _by_round(rounds: Sequence[int], values: Sequence[str | None]) -> str:
-    """Values after some rounds; of more than four the first and the last."""
-    there = [(str(at), value) for at, value in zip(rounds, values, strict=True) if value]
-    if len(there) > 4:
-        there = [there[0], there[-1]]
-    after = "round" if len(there) == 1 else "rounds"
-    return f"{_and([v for _, v in there])} after {after} {_and([at for at, _ in there])}"
+def _numbers(entry: Evaluated) -> str:
+    """Accuracy and loss after the rounds; of more than four the first and the last."""
+    places = list(range(len(entry.rounds)))
+    if len(places) > 4:
+        places = [places[0], places[-1]]
+    said = []
+    for what, values, form in (("accuracy", entry.accuracy, ".1%"), ("loss", entry.loss, ".3f")):
+        texts = ["unknown" if v is None else format(v, form) for v in (values[i] for i in places)]
+        if set(texts) != {"unknown"}:
+            said.append(f"{what} was {_and(texts)}")
+    after = "round" if len(places) == 1 else "rounds"
+    return f"{_and(said)} after {after} {_and([str(entry.rounds[i]) for i in places])}"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def layout(x: str = "", y: str = "", **more: Any) -> dict[str, Any]:
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--soft)"},
         "xaxis": axis | {"title": {"text": x}},
         "yaxis": axis | {"title": {"text": y}},
-        "legend": {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"},
+        "legend": {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"},
         "colorway": list(COLOURS),
         "hovermode": "closest",
         "modebar": {
