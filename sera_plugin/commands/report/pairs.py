@@ -27,7 +27,7 @@ CUT = 4000
 """Characters of a text on the page; the rest is counted."""
 ROW = 260
 """Bytes of a row beside its texts, about."""
-ROUND = 90
+ROUND = 70
 """Bytes of a row for every review, about."""
 
 
@@ -94,7 +94,7 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
     """
     rows = reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())
     last = reviews.ensembled[-1][rows]
-    sizes = text_bytes(pairs) + len(reviews.numbers) * (ROUND + 14 * len(reviews.signals[-1]))
+    sizes = text_bytes(pairs) + len(reviews.numbers) * (ROUND + 9 * len(reviews.signals[-1]))
     chosen = choose(last, sizes, BUDGET, threshold)
     moved = reviews.own[-1] - reviews.own[0]
     names = list(dict.fromkeys(name for signals in reviews.signals for name in signals))

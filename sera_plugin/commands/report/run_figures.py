@@ -30,7 +30,7 @@ from sera_plugin.data.metrics import QUANTILES, label_of
 from sera_plugin.data.reader import RunFiles
 
 POINTS = 3000
-"""Most points of a scatter plot."""
+"""Most points of a scatter plot; of all of them together, three times as many."""
 SYMBOLS = {"kept": "circle", "filled": "square", "dropped": "x"}
 CURVE = 2000
 """Most points of a training curve."""
@@ -65,11 +65,12 @@ def _margins(run: RunFiles, reviews: Reviews) -> Iterator[Figure]:
 
 def _movement(run: RunFiles, reviews: Reviews, listed: bool) -> Iterator[Figure]:
     """Each pair's margin in one review against the next."""
+    most = min(POINTS, 3 * POINTS // max(1, len(reviews.numbers) - 1))
     for place in range(1, len(reviews.numbers)):
         before, after = reviews.own[place - 1], reviews.own[place]
         good = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
-        if len(good) > POINTS:
-            good = np.sort(np.random.default_rng(0).choice(good, POINTS, replace=False))
+        if len(good) > most:
+            good = np.sort(np.random.default_rng(0).choice(good, most, replace=False))
         traces: list[dict[str, Any]] = []
         said = []
         for state, mask in reviews.rows[place].states().items():
@@ -90,7 +91,7 @@ def _movement(run: RunFiles, reviews: Reviews, listed: bool) -> Iterator[Figure]
                 }
             )
         first, then = reviews.numbers[place - 1], reviews.numbers[place]
-        sample = f" A sample of {POINTS:,} pairs." if len(before) > POINTS else ""
+        sample = f" A sample of {most:,} pairs." if len(before) > most else ""
         unit = margin_unit(run)
         yield Figure(
             f"moves-{then}",

@@ -17,7 +17,7 @@ from sera_plugin.commands.report.pairs import SUSPECT, offline_pairs, write_all
 from sera_plugin.commands.report.reviews import Reviews
 from sera_plugin.commands.report.run_figures import run_figures
 from sera_plugin.commands.report.signals import signal_grid
-from sera_plugin.data.metrics import Metric, metrics_of
+from sera_plugin.data.metrics import SET_ASIDE, Metric, metrics_of
 from sera_plugin.data.reader import RunFiles, StoredRound
 
 
@@ -158,7 +158,7 @@ def _decisions(run: RunFiles) -> Grid | None:
         [f"{stored.number}", name, _plain(value)]
         for stored in run.rounds
         for name, value in stored.summary.items()
-        if isinstance(value, (str, list, dict))
+        if isinstance(value, (str, list, dict)) and name != SET_ASIDE
     ]
     if not rows:
         return None
