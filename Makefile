@@ -12,11 +12,12 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-fast test-crash coverage docs bench evidence evidence-all evidence-quick \
+.PHONY: help demo picture test test-fast test-crash coverage docs bench evidence evidence-all evidence-quick \
 	format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo and print what it did"
+	@echo "make picture the demo, then the picture of its report in the docs; needs Chromium"
 	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
 	@echo "make test-fast   the tests that start no process, about a minute"
 	@echo "make test-crash  more points at which a run is killed and resumed"
@@ -49,6 +50,9 @@ demo: $(VENV)/.installed
 	$(RUN) axolotl train example_configs/demo.yml
 	$(RUN) python example_configs/show_demo.py
 	$(RUN) axolotl sera report demo-output/run
+
+picture: demo
+	$(RUN) python docs/picture.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -44,7 +44,8 @@ def show_audit(audit: Audit) -> None:
     negative = sum(margin < 0 for margin in audit.table[RankedPairs.MARGIN].to_pylist())
     total = audit.table.num_rows
     console.print(
-        f"{total:,} pairs; the policy disagrees with {negative:,} labels ({negative / total:.1%}).",
+        f"{negative:,} of {total:,} labels ({negative / total:.1%}) are suspect: the policy prefers"
+        " the rejected completion.",
         highlight=False,
     )
     console.print(grid("If the most suspicious pairs are cut", *cut_table(audit.cuts)))

@@ -101,11 +101,12 @@ METRICS = (
         "guard_drift", "log πθ/πref of the policy's sampled completions over their tokens",
         ".3f", "nats per token"),
     Metric("guard_spread", "within-prompt standard deviation of log πθ/πref", ".3f", "nats"),
-    Metric("guard_spread_ratio", "`guard_spread` over that of the first review", ".3f"),
+    Metric(
+        "guard_spread_ratio", "`guard_spread` over that of the first review", ".3f", "times"),
     Metric(
         "guard_length_correlation",
         "Spearman correlation of reward and length among the policy's completions, mean "
-        "over prompts", ".3f"),
+        "over prompts", ".3f", "−1 to 1"),
     Metric(
         "guard_agreement",
         "share of the best and worst of the policy's completions that stay so when the "

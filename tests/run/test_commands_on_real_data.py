@@ -56,6 +56,7 @@ def test_report(run: Path, real_cli: RunCli) -> None:
     assert "margins-2" in text
     assert "A color description has been provided" in text
     assert "Bootstrapped pairs" in text
+    assert "No evaluation pairs, so this run can&#39;t say" in text
 
 
 def test_axolotl_trains_on_an_export(run: Path, run_cli: RunCli, config: MakeConfig) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import MakeConfig, RunCli, output_dir
+from pages import Outline
 from snippets import EXTENDING, sera_blocks, write_modules
 from transformers import AutoTokenizer
 
@@ -52,3 +54,15 @@ def test_a_signal_a_rule_a_judge_and_an_engine_of_ones_own(
     for pair in pairs:
         lengths = texts[answers.example_id == pair["example_id"]].str.len()
         assert (pair["reward_chosen"], pair["reward_rejected"]) == (-lengths.min(), -lengths.max())
+
+    run_cli("sera", "report", output_dir(path))
+    page = Outline((sera / "report.html").read_text(encoding="utf-8"))
+    said = " ".join(page.by_id("answers").text.split())
+    kept, count = int(table.kept.sum()), len(table)
+    assert f"round 2 kept {kept} of {count} offline pairs, dropped {count - kept}, added" in said
+    assert re.search(r"since round 1: evaluation accuracy was [\d.]+% and [\d.]+% and loss", said)
+    suspect = int((table.ensembled_margin < 0).sum())
+    assert f"{suspect} of {count} labels" in said
+    signals = {row["signal"]: row["unit"] for row in page.by_id("grid-2").table()}
+    assert signals["signal_length"] == "tokens"
+    assert signals["signal_surprise"] == "its own"

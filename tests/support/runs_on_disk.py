@@ -23,6 +23,10 @@ HOSTILE = (
 )
 
 
+LIMITS = {"max_drift": 0.5, "max_length_correlation": 0.3}
+"""Limits of the guard in the runs below."""
+
+
 def texts(count: int, words: int = 6) -> list[dict[str, str]]:
     """Pairs whose texts name their number; pair 1 is hostile."""
     draw = np.random.default_rng(0)
@@ -50,17 +54,25 @@ def write_run(
     words: int = 6,
     finished: bool = True,
     pairs: bool = True,
+    evaluated: bool = False,
+    filled: int = 0,
+    signals: bool = False,
 ) -> Path:
-    """A run of one warm-up round and ``reviews`` reviewed ones; returns its ``output_dir``."""
+    """A run of one warm-up round and ``reviews`` reviewed ones; returns its ``output_dir``.
+
+    With ``evaluated`` each round ends with an evaluation; ``filled`` rows of each reviewed round
+    are kept pairs again in the place of bootstrapped ones; with ``signals`` the guard and
+    selection have measured some.
+    """
     store, draw = RunStore(output_dir), np.random.default_rng(1)
     said = texts(count, words)
     ids = tuple(f"id{number:06d}" for number in range(count))
-    keep, fresh = round(0.7 * count), round(0.3 * count)
-    sizes = [(1, count, 0), *((n + 2, keep, fresh) for n in range(max(reviews, 1)))]
+    keep, planned = round(0.7 * count), round(0.3 * count)
+    sizes = [(1, count, 0), *((n + 2, keep, planned) for n in range(max(reviews, 1)))]
     store.start()
     store.write_run(
         {
-            "sera": {"ensemble": 0.3},
+            "sera": {"ensemble": 0.3, "bootstrap": {"guard": {"enabled": True, **LIMITS}}},
             "base_model": "tiny",
             "pairs": count,
             "ranks": 2,
@@ -76,6 +88,11 @@ def write_run(
             columns[f"{name}_tokens"] = [len(row[name].split()) for row in said]
         pq.write_table(pa.table(columns, schema=Pairs.arrow()), store.root / Pairs.file)
     log = [{"step": n, "loss": 1 / n, "learning_rate": 1e-4 / n} for n in range(1, 6)]
+    if evaluated:
+        log += [
+            {"step": 5 * n, "eval_loss": 0.7 - 0.01 * n, "eval_rewards/accuracies": 0.5 + 0.1 * n}
+            for n in range(1, 2 + reviews)
+        ]
     (store.root / LOG_FILE).write_text(json.dumps(log))
     store.update_summary(1, {"kept": float(count), "seconds_training": 1.0})
     for number, kept_count, made in sizes[1 : 1 + reviews]:
@@ -87,21 +104,32 @@ def write_run(
         table = ReviewTable(
             *(ids, logps, logps, margin, margin, kept, margin, swapped),
             np.full(len(ids), number - 1, dtype=np.int32),
+            {"length": draw.normal(0, 2, count), "surprise": draw.normal(3, 1, count)}
+            if signals
+            else {},
         )
+        fresh = made - filled
         rows = [RoundRow(f"{ids[i]}/offline", ids[i]) for i in np.flatnonzero(kept)]
+        rows += [RoundRow(f"{ids[i]}/offline/2", ids[i]) for i in np.argsort(-margin)[:filled]]
         rows += [
-            RoundRow(f"{ids[i]}/policy", ids[i], (1, 2, 3), (4, 2), -1.0, -2.0) for i in range(made)
+            RoundRow(f"{ids[i]}/policy", ids[i], (1, 2, 3), (4, 2), -1.0, -2.0)
+            for i in range(fresh)
         ]
-        lines = [_fresh(ids[i], said[i], number, 0.1 * i) for i in range(made)]
+        lines = [_fresh(ids[i], said[i], number, 0.1 * i) for i in range(fresh)]
         summary = {
             "round": float(number),
             "kept": float(kept_count),
-            "bootstrapped": float(made),
+            "bootstrapped": float(fresh),
+            "filled": float(filled),
             "threshold": float(margin[kept].min()),
             "accuracy_train": float(np.mean(margin > 0)),
             "kl_policy_samples": 0.1 * number,
             "seconds_scoring": 2.0,
         }
+        if evaluated:
+            summary["accuracy_eval"] = 0.5 + 0.1 * (number - 1)
+        if signals:
+            summary |= {"guard_drift": 0.3 * number, "guard_length_correlation": -0.4}
         store.write_round(number, RoundRecord(table, rows), lines, summary)
         if finished or number <= reviews:
             store.update_summary(number, {"seconds_training": 1.5})

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from pages import data_of, report_of
 from runs_on_disk import HOSTILE, write_run
 
 from sera_plugin.commands.cli import sera
 from sera_plugin.commands.report.pairs import choose
 from sera_plugin.commands.report.visible import json_in_html, visible
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 
 def report(*args: str | Path) -> Result:
     return CliRunner().invoke(sera, ["report", *map(str, args)])
-
-
-def made(run: Path) -> str:
-    """The page of a run."""
-    result = report(run)
-    assert result.exit_code == 0, result.output
-    return (run / "sera/report.html").read_text(encoding="utf-8")
 
 
 def refused(*args: str | Path) -> str:
@@ -42,10 +31,6 @@ def refused(*args: str | Path) -> str:
     return line.removeprefix("Error: ")
 
 
-def data_of(page: str) -> dict:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("report") / "out")
@@ -53,22 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    return made(run)
-
-
-def browse(path: Path, fragment: str, folder: Path) -> tuple[str, str]:
-    """The page's DOM after its scripts have run, and what it wrote to the console."""
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder}", "--enable-logging=stderr",
-            "--virtual-time-budget=10000", "--window-size=1280,1000", "--dump-dom",
-            f"{path.resolve().as_uri()}{fragment}",
-        ],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return report_of(run)
 
 
 def test_page_shows_every_round_and_pair(page: str) -> None:
@@ -115,48 +85,6 @@ def test_hostile_text_is_text_in_the_file(page: str) -> None:
     assert hostile["prompt"]["text"].endswith(HOSTILE)
 
 
-@in_a_browser
-def test_page_in_a_browser(run: Path, page: str, tmp_path: Path) -> None:
-    dom, console = browse(run / "sera/report.html", "#pairs=HOSTILE&new=sampled+good7+", tmp_path)
-    assert console == ""
-    assert "<title>SeRA run</title>" in dom
-    for name in data_of(page)["figures"]:
-        plot = dom.split(f'id="plot-{name}"')[1].split("</figure>")[0]
-        assert "main-svg" in plot
-        assert re.search(r'class="(point|trace|boxes|js-line|lines|fills|scatter)', plot), name
-    section = dom.split('id="x-pairs"')[1].split("</section>")[0]
-    assert "1 of 40 pairs, 1 shown" in section
-    assert section.count('<article class="card">') == 1
-    assert "<img" not in section
-    assert "<script" not in section
-    text = html.unescape(re.sub(r"<[^>]+>", "", section))
-    assert "</script><script>document.title='taken'</script><img src=x onerror=" in text
-    assert "{{ 7 * 7 }} [U+2028] [U+202E]\u2400\u2407\u241b[31m ${alert(1)} &lt;b&gt;" in text
-    new = dom.split('id="x-new"')[1].split("</section>")[0]
-    assert "2 of 24 pairs, 2 shown" in new
-    assert new.count('class="candidate"') == 6
-
-
-@in_a_browser
-def test_list_opens_with_the_most_negative_margins(run: Path, page: str, tmp_path: Path) -> None:
-    dom, console = browse(run / "sera/report.html", "", tmp_path)
-    assert console == ""
-    section = dom.split('id="x-pairs"')[1].split("</section>")[0]
-    assert "40 of 40 pairs, 20 shown" in section
-    shown = re.findall(r"<code>(?:<mark>)?(id\d+)", section)
-    margins = pq.read_table(run / "sera/round-03/margins.parquet").to_pandas()
-    lowest = margins.sort_values("ensembled_margin")["example_id"].tolist()[:20]
-    assert shown == lowest
-
-
-@in_a_browser
-def test_browser_reports_errors_to_this_test(run: Path, page: str, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.html"
-    broken.write_text(page.replace("const PAGE = 20;", "const PAGE = 21;"), encoding="utf-8")
-    _, console = browse(broken, "", tmp_path / "profile")
-    assert "Content Security Policy" in console
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("large") / "out", 100_000, reviews=1, words=40)
@@ -182,14 +110,14 @@ def test_large_run_stays_below_10_megabytes(large: Path) -> None:
 
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
-    page = made(write_run(tmp_path / "out", 5, words=2000))
+    page = report_of(write_run(tmp_path / "out", 5, words=2000))
     row = data_of(page)["explorers"]["pairs"]["rows"][0]
     assert len(row["prompt"]["text"]) == 4000
     assert row["prompt"]["more"] > 1000
 
 
 def test_run_without_a_review(tmp_path: Path) -> None:
-    page = made(write_run(tmp_path / "out", reviews=0))
+    page = report_of(write_run(tmp_path / "out", reviews=0))
     assert "No review has taken place yet" in page
     assert "1 of 2 rounds trained" in page
     assert "loss" in data_of(page)["figures"]
@@ -199,7 +127,7 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
     run = write_run(tmp_path / "out", reviews=0)
     shutil.rmtree(run / "sera/round-01")
     (run / "sera/log.json").unlink()
-    page = made(run)
+    page = report_of(run)
     assert "No round is finished yet" in page
     assert data_of(page)["figures"].keys() == {"lengths"}
 
@@ -208,13 +136,13 @@ def test_half_written_round_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "out", reviews=1)
     (run / "sera/.round-03.tmp").mkdir()
     (run / "sera/.round-03.tmp/margins.parquet").write_bytes(b"PAR1")
-    page = made(run)
+    page = report_of(run)
     assert "Round 3 is not complete on disk and is left out." in page
     assert "margins-2" in data_of(page)["figures"]
 
 
 def test_run_of_an_earlier_version(tmp_path: Path) -> None:
-    page = made(write_run(tmp_path / "out", pairs=False))
+    page = report_of(write_run(tmp_path / "out", pairs=False))
     assert "The run kept no pairs.parquet" in page
     assert "pairs" not in data_of(page)["explorers"]
 
@@ -227,7 +155,7 @@ def test_decisions_are_shown_as_they_are(tmp_path: Path) -> None:
         "guard_level": 2.0,
     }
     path.write_text(json.dumps(summary))
-    page = made(run)
+    page = report_of(run)
     assert "Decisions" in page
     assert "decision: shrink &lt;b&gt;" in page
     assert "guard_level" in page
@@ -284,3 +212,19 @@ def test_what_cannot_be_seen_is_shown() -> None:
     text = json_in_html({"a": "</script>\u2028<!--", "b": float("nan")})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script>\u2028<!--", "b": None}
+
+
+def test_picture_in_the_docs_is_of_this_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If this fails: ``make picture``, which trains the demo and needs Chromium."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs")
+    import picture
+
+    assert picture.PICTURE.is_file()
+    assert picture.DIGEST.read_text(encoding="utf-8").strip() == picture.digest()
+    changed = shutil.copytree(picture.TEMPLATES, tmp_path / "templates")
+    with open(changed / "page.css", "a", encoding="utf-8") as style:
+        style.write("h1 { color: red; }")
+    monkeypatch.setattr(picture, "TEMPLATES", changed)
+    assert picture.DIGEST.read_text(encoding="utf-8").strip() != picture.digest()

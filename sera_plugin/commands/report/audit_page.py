@@ -11,10 +11,11 @@ import yaml
 
 from sera_plugin.commands.audit_table import Cut, cut_table
 from sera_plugin.commands.report.figures import DROPPED, KEPT, bin_edges, histogram
-from sera_plugin.commands.report.page import Explorer, Figure, Grid, Page
-from sera_plugin.commands.report.pairs import BUDGET, choose, clipped, text_bytes
+from sera_plugin.commands.report.page import Answer, Explorer, Figure, Grid, Link, Page
+from sera_plugin.commands.report.pairs import BUDGET, SUSPECT, choose, clipped, text_bytes
 from sera_plugin.data.columns import TEXTS, RankedPairs
 
+TRUSTED = "not suspect"
 LIMIT = BUDGET + 1_200_000
 """Bytes of text: an audit has one list alone."""
 
@@ -32,15 +33,16 @@ def audit_page(
     """
     margins = table[RankedPairs.MARGIN].to_numpy()
     header, rows = cut_table(found)
-    negative = float(np.mean(margins < 0))
+    suspect = int((margins < 0).sum())
     return Page(
         title="SeRA audit",
         subtitle=f"{summary['config']} · policy {summary['policy']}",
         state=f"{table.num_rows:,} pairs",
+        answers=_answers(table.num_rows, suspect, found, summary),
         notices=[],
         tiles=[
             ("pairs", f"{table.num_rows:,}"),
-            ("the policy disagrees with the label", f"{negative:.1%}"),
+            ("suspect labels", f"{suspect:,}"),
             ("median margin", f"{float(np.nanmedian(margins)):.3f}"),
         ],
         grids=[
@@ -51,13 +53,52 @@ def audit_page(
                 rows,
             )
         ],
-        figures=[_margins(table, truth)],
+        figures=[_margins(table, truth, summary["margin"])],
         explorers=[_explorer(table, truth)],
         settings=yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True),
     )
 
 
-def _margins(table: pa.Table, truth: str | None) -> Figure:
+def _answers(
+    total: int, suspect: int, found: Sequence[Cut], summary: Mapping[str, Any]
+) -> list[Answer]:
+    text = (
+        f"{suspect:,} of {total:,} labels ({suspect / total:.1%}): the policy prefers the "
+        "completion that is labelled rejected (a negative margin)."
+        if suspect
+        else f"None of {total:,}: every margin that is a finite number is at least 0."
+    )
+    cut = next((cut for cut in found if cut.pairs == suspect), None)
+    if cut is not None and cut.precision is not None:
+        text += f" {cut.precision:.1%} of them are known to be wrong."
+    return [
+        Answer(
+            "What was asked?",
+            f"How much the policy {summary['policy']}, measured against {summary['reference']}, "
+            "agrees with the labels; nothing was trained.",
+        ),
+        Answer(
+            "Which labels are suspect?",
+            text,
+            Link("Read the suspect pairs", f"#pairs=&filter={SUSPECT}") if suspect else None,
+        ),
+        _advice(suspect, total, str(summary["config"])),
+    ]
+
+
+def _advice(suspect: int, total: int, config: str) -> Answer:
+    question = "What to do?"
+    if not 0 < suspect < total:
+        return Answer(question, "The most suspicious pairs stand first in the list; read some.")
+    return Answer(
+        question,
+        "Read some of the suspect pairs, then train on the rest.",
+        command=f"axolotl sera audit {config} --keep {1 - suspect / total:.2f}",
+        note="writes the rest as a dataset.",
+    )
+
+
+def _margins(table: pa.Table, truth: str | None, kind: str) -> Figure:
     margins = table[RankedPairs.MARGIN].to_numpy()
     parts = {"pairs": margins}
     if truth is not None:
@@ -69,7 +110,8 @@ def _margins(table: pa.Table, truth: str | None) -> Figure:
         "Left of 0 the policy, measured against its reference, prefers the rejected answer.",
         bin_edges([margins]),
         parts,
-        (KEPT,) if truth is None else (DROPPED, KEPT),
+        dict(zip(parts, (KEPT,) if truth is None else (DROPPED, KEPT), strict=True)),
+        f"margin, nats{' per token' if kind == 'mean' else ''}",
         0.0,
     )
 
@@ -84,19 +126,20 @@ def _explorer(table: pa.Table, truth: str | None) -> Explorer:
         "a random sample; all are in ranked.parquet and ranked.jsonl beside this page"
     )
     rows = [_row(row, truth) for row in table.take(pa.array(chosen)).to_pylist()]
-    tags = ["disagrees", "agrees", *([str(truth)] if truth is not None else [])]
+    tags = [SUSPECT, TRUSTED, *([str(truth)] if truth is not None else [])]
     orders = ["most suspicious first", "least suspicious first"]
     return Explorer("pairs", "Pairs", f"{note}, the most suspicious first.", rows, tags, orders)
 
 
 def _row(row: Mapping[str, Any], truth: str | None) -> dict[str, Any]:
-    tags = ["disagrees" if row[RankedPairs.MARGIN] < 0 else "agrees"]
+    tags = [SUSPECT if row[RankedPairs.MARGIN] < 0 else TRUSTED]
     if truth is not None and row[truth]:
         tags.append(truth)
     return {
         "id": row[RankedPairs.EXAMPLE_ID],
         **{name: clipped(row[name]) for name in TEXTS},
         "tags": tags,
+        "shown": tags,
         "numbers": [
             ("rank", row[RankedPairs.RANK]),
             ("margin", row[RankedPairs.MARGIN]),
@@ -107,5 +150,6 @@ def _row(row: Mapping[str, Any], truth: str | None) -> dict[str, Any]:
             ),
         ],
         "sort": [row[RankedPairs.RANK], -row[RankedPairs.RANK]],
+        "details": [],
         "candidates": [],
     }

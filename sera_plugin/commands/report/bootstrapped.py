@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sera_plugin.commands.report.page import Explorer
-from sera_plugin.commands.report.pairs import ROW, choose, clipped
+from sera_plugin.commands.report.pairs import FILLED, ROW, choose, clipped
 from sera_plugin.data.candidates import Source
 from sera_plugin.data.columns import TEXTS, BootstrappedPairs, Competitors
 from sera_plugin.data.reader import StoredRound
@@ -35,26 +35,35 @@ class _Place:
     margin: float
 
 
-def bootstrapped_pairs(rounds: Sequence[StoredRound]) -> Explorer | None:
-    """The new pairs of all rounds, or None if there are none.
+def bootstrapped_pairs(
+    rounds: Sequence[StoredRound], again: Sequence[frozenset[str]]
+) -> Explorer | None:
+    """The bootstrapped pairs of all rounds, or None if there are none.
+
+    Args:
+        rounds: the reviewed rounds.
+        again: example ids of those that fill places in each of the rounds.
 
     Raises:
         RunError: if a file is damaged.
     """
     places = [place for stored in rounds for place in _places(stored)]
+    filling = {stored.number: ids for stored, ids in zip(rounds, again, strict=True)}
     if not places:
         return None
     margins = np.array([place.margin for place in places])
     sizes = np.array([place.size + 2 * ROW for place in places])
-    shown = [_row(places[i]) for i in choose(margins, sizes, BUDGET, None).tolist()]
+    chosen = (places[i] for i in choose(margins, sizes, BUDGET, None).tolist())
+    shown = [_row(place, filling[place.stored.number]) for place in chosen]
     note = (
-        f"All {len(places):,} new pairs, made from the policy's own answers."
+        f"All {len(places):,} bootstrapped pairs, made from the policy's own answers."
         if len(shown) == len(places)
-        else f"{len(shown):,} of {len(places):,} new pairs: the smallest and largest differences "
-        f"in reward and a random sample. All are in round-NN/{BootstrappedPairs.file} of the run."
+        else f"{len(shown):,} of {len(places):,} bootstrapped pairs: the smallest and largest "
+        "differences in reward and a random sample. All are in "
+        f"round-NN/{BootstrappedPairs.file} of the run."
     )
     numbers = sorted({place.stored.number for place in places}, reverse=True)
-    tags = [f"round {number}" for number in numbers]
+    tags = [f"round {number}" for number in numbers] + [FILLED] * any(again)
     tags += [f"{side}: {source.label}" for side in _SIDES for source in Source]
     orders = ["largest difference in reward first", "smallest first"]
     return Explorer("new", "Bootstrapped pairs", note, shown, tags, orders)
@@ -81,23 +90,25 @@ def _parsed(line: bytes, stored: StoredRound) -> dict[str, Any]:
     return pair
 
 
-def _row(place: _Place) -> dict[str, Any]:
+def _row(place: _Place, filling: frozenset[str]) -> dict[str, Any]:
     with open(place.stored.bootstrapped_path, "rb") as file:
         file.seek(place.start)
         pair = _parsed(file.read(place.size), place.stored)
+    sides = (f"{side}: {_label(pair.get(source))}" for side, source in _SIDES.items())
+    filled = [FILLED] if pair.get(BootstrappedPairs.EXAMPLE_ID) in filling else []
+    tags = [f"round {place.stored.number}", *filled, *sides]
     return {
         "id": str(pair.get(BootstrappedPairs.EXAMPLE_ID, "")),
         **{name: clipped(str(pair[name])) for name in TEXTS},
-        "tags": [
-            f"round {place.stored.number}",
-            *(f"{side}: {_label(pair.get(source))}" for side, source in _SIDES.items()),
-        ],
+        "tags": tags,
+        "shown": tags,
         "numbers": [
             ("difference in reward", pair.get(BootstrappedPairs.MARGIN)),
             ("reward of chosen", pair.get(BootstrappedPairs.REWARD_CHOSEN)),
             ("of rejected", pair.get(BootstrappedPairs.REWARD_REJECTED)),
         ],
         "sort": [-place.margin, place.margin],
+        "details": [],
         "candidates": sorted(
             (_candidate(found, pair) for found in pair.get(BootstrappedPairs.CANDIDATES) or ()),
             key=lambda candidate: -(candidate["reward"] or 0.0),

@@ -20,6 +20,33 @@ MARK = '<meta name="generator" content="sera_plugin'
 
 
 @dataclass(frozen=True)
+class Link:
+    """A link within the page: to an id, or to a list, ``#pairs=SEARCH&filter=TAG&order=NUMBER``."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question that a reader asks first, answered.
+
+    Attributes:
+        question: heading.
+        text: a sentence.
+        link: where to read on.
+        command: a command line that says more.
+        note: what stands behind the command, or behind the sentence.
+    """
+
+    question: str
+    text: str
+    link: Link | None = None
+    command: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A plot.
 
@@ -27,17 +54,19 @@ class Figure:
         name: unique on the page.
         title: heading.
         caption: what it shows, in one or two sentences.
-        data: plotly traces.
+        words: what is to be seen in it, for those who don't see it.
+        data: plotly traces; colours may be names of the style sheet, ``var(--kept)``.
         layout: plotly layout.
-        wide: whether it takes the whole width.
+        link: where its data can be read without a pointer.
     """
 
     name: str
     title: str
     caption: str
+    words: str
     data: Sequence[Mapping[str, Any]]
     layout: Mapping[str, Any]
-    wide: bool = False
+    link: Link | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +78,11 @@ class Explorer:
         title: heading.
         note: what is shown, and where the rest is.
         rows: objects with ``id``, ``prompt``, ``chosen``, ``rejected``, ``tags`` (for the filter),
-            ``numbers`` (label, value), ``sort`` (one number per order, or null) and
-            ``candidates``.
+            ``shown`` (the tags to be seen), ``numbers`` (label, value), ``sort`` (one number per
+            order, or null), ``details`` (rows of a table, opened by hand) and ``candidates``.
         filters: tags to filter by, in order.
         orders: name of each order; the first is the default. Rising by ``sort``.
+        columns: header of the details.
     """
 
     name: str
@@ -61,6 +91,7 @@ class Explorer:
     rows: Sequence[Mapping[str, Any]]
     filters: Sequence[str]
     orders: Sequence[str]
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +103,8 @@ class Grid:
         note: a sentence above it.
         header: column names.
         rows: cells as text.
-        folded: whether it opens on a click only.
+        folded: whether it is opened by hand.
+        prose: names of the columns that hold words.
     """
 
     title: str
@@ -80,6 +112,7 @@ class Grid:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     folded: bool = False
+    prose: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,8 @@ class Page:
         title: of the page.
         subtitle: below it.
         state: a word or two in a badge.
-        notices: sentences to read first.
+        answers: what a reader asks first.
+        notices: sentences to read next.
         tiles: label and value of the main numbers.
         grids: tables of numbers.
         figures: plots.
@@ -101,6 +135,7 @@ class Page:
     title: str
     subtitle: str
     state: str
+    answers: Sequence[Answer]
     notices: Sequence[str]
     tiles: Sequence[tuple[str, str]]
     grids: Sequence[Grid]
@@ -125,7 +160,7 @@ def render(page: Page) -> str:
     script, style = _own("page.js"), _own("page.css")
     data = {
         "figures": {f.name: {"data": f.data, "layout": f.layout} for f in page.figures},
-        "explorers": {e.name: {"rows": e.rows, "orders": e.orders} for e in page.explorers},
+        "explorers": {e.name: {"rows": e.rows, "columns": e.columns} for e in page.explorers},
     }
     return environment.get_template("page.html.j2").render(
         page=page,

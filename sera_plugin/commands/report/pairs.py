@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sera_plugin.commands.report.page import Explorer
-from sera_plugin.commands.report.reviews import Reviews
-from sera_plugin.data.columns import TEXTS, Margins, Pairs
+from sera_plugin.commands.report.reviews import SIGNAL, Reviews
+from sera_plugin.data.columns import TEXTS, Margins, Pairs, Rows
 from sera_plugin.runtime.errors import RunError
 
+SUSPECT, FILLED = "suspect", "filled"
+"""Tags of offline pairs: a negative margin in the last review, and a place filled in any round."""
 BUDGET = 2_200_000
 """Bytes of text in the list of offline pairs."""
 CUT = 4000
 """Characters of a text on the page; the rest is counted."""
 ROW = 260
 """Bytes of a row beside its texts, about."""
+ROUND = 70
+"""Bytes of a row for every review, about."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,15 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
     """
     rows = reviews.rows_of(pairs[Pairs.EXAMPLE_ID].to_pylist())
     last = reviews.ensembled[-1][rows]
-    chosen = choose(last, text_bytes(pairs), BUDGET, threshold)
+    sizes = text_bytes(pairs) + len(reviews.numbers) * (ROUND + 9 * len(reviews.signals[-1]))
+    chosen = choose(last, sizes, BUDGET, threshold)
     moved = reviews.own[-1] - reviews.own[0]
-    shown = [_row(pair, reviews, int(row), moved) for pair, row in _taken(pairs, rows, chosen)]
+    names = list(dict.fromkeys(name for signals in reviews.signals for name in signals))
+    masks = [rows.states() for rows in reviews.rows]
+    shown = [
+        _row(pair, _Place(reviews, masks, names, int(row)), moved)
+        for pair, row in _taken(pairs, rows, chosen)
+    ]
     complete = len(chosen) == pairs.num_rows
     note = (
         f"All {pairs.num_rows:,} offline pairs, the most negative margins first: where the policy "
@@ -104,16 +115,18 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
     orders = ["most negative margin first", "largest margin first"]
     if len(reviews.numbers) > 1:
         orders += ["margin fell most", "margin rose most"]
-    tags = [f"{state} in round {n}" for n in reversed(reviews.numbers) for state in _STATES]
+    tags = [SUSPECT, FILLED]
+    tags += [
+        f"{s} in round {n}" for n in reversed(reviews.numbers) for s in ("dropped", "kept", FILLED)
+    ]
     tags += [
         f"swapped in round {n}"
         for n, swapped in zip(reviews.numbers, reviews.swapped, strict=True)
         if swapped.any()
     ]
-    return Shown(Explorer("pairs", "Offline pairs", note, shown, tags, orders), complete)
-
-
-_STATES = ("dropped", "kept")
+    signals = [f"{SIGNAL}{name}" for name in names]
+    columns = ["round", "in the round", "margin", "ensembled margin", *signals]
+    return Shown(Explorer("pairs", "Offline pairs", note, shown, tags, orders, columns), complete)
 
 
 def _taken(
@@ -122,29 +135,66 @@ def _taken(
     return zip(pairs.take(pa.array(chosen)).to_pylist(), rows[chosen], strict=True)
 
 
-def _row(pair: Mapping[str, Any], reviews: Reviews, row: int, moved: np.ndarray) -> dict[str, Any]:
-    last = float(reviews.ensembled[-1][row])
-    sort = [last, -last]
-    if len(reviews.numbers) > 1:
-        sort += [float(moved[row]), -float(moved[row])]
+@dataclass(frozen=True)
+class _Place:
+    """A pair in the reviews: its row, the states of all pairs and the names of all signals."""
+
+    reviews: Reviews
+    states: Sequence[Mapping[str, np.ndarray]]
+    names: Sequence[str]
+    row: int
+
+    def tags(self) -> list[list[str]]:
+        """What became of the pair in each round; a kept pair may fill a place as well."""
+        reviews, row = self.reviews, self.row
+        found = []
+        for place, states in enumerate(self.states):
+            of_round = {state: None for state, mask in states.items() if mask[row]}
+            if reviews.rows[place].filled[row]:
+                of_round[FILLED] = None
+            if reviews.swapped[place][row]:
+                of_round["swapped"] = None
+            found.append(list(of_round))
+        return found
+
+    def details(self, tags: Sequence[Sequence[str]]) -> list[list[Any]]:
+        """A row for every review."""
+        reviews = self.reviews
+        return [
+            [
+                number,
+                ", ".join(tags[place]),
+                self._value(reviews.own[place]),
+                self._value(reviews.ensembled[place]),
+                *(self._value(reviews.signals[place].get(name)) for name in self.names),
+            ]
+            for place, number in enumerate(reviews.numbers)
+        ]
+
+    def _value(self, values: np.ndarray | None) -> float | None:
+        return None if values is None else round(float(values[self.row]), 4)
+
+
+def _row(pair: Mapping[str, Any], at: _Place, moved: np.ndarray) -> dict[str, Any]:
+    reviews, tags = at.reviews, at.tags()
+    last, change = float(reviews.ensembled[-1][at.row]), float(moved[at.row])
+    named = [
+        [f"{tag} in round {number}" for tag in of_round]
+        for number, of_round in zip(reviews.numbers, tags, strict=True)
+    ]
+    suspect = [SUSPECT] if reviews.suspect[at.row] else []
+    filled = [FILLED] if any(FILLED in of_round for of_round in tags) else []
     return {
         "id": pair[Pairs.EXAMPLE_ID],
         **{name: clipped(pair[name]) for name in TEXTS},
-        "tags": [
-            f"{state} in round {number}"
-            for number, kept, swapped in zip(
-                reviews.numbers, reviews.kept, reviews.swapped, strict=True
-            )
-            for state in (_STATES[int(kept[row])], *(["swapped"] if swapped[row] else []))
-        ],
+        "tags": [*suspect, *filled, *chain.from_iterable(named)],
+        "shown": [*suspect, *named[-1]],
         "numbers": [
-            *(
-                (f"margin before round {number}", round(float(margins[row]), 4))
-                for number, margins in zip(reviews.numbers, reviews.own, strict=True)
-            ),
+            (f"ensembled margin before round {reviews.numbers[-1]}", round(last, 4)),
             ("tokens", f"{pair[Pairs.CHOSEN_TOKENS]} / {pair[Pairs.REJECTED_TOKENS]}"),
         ],
-        "sort": sort,
+        "sort": [last, -last, *([change, -change] if len(reviews.numbers) > 1 else [])],
+        "details": at.details(tags),
         "candidates": [],
     }
 
@@ -160,7 +210,8 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
         for name, values in (
             (Margins.MARGIN, reviews.own[place]),
             (Margins.ENSEMBLED_MARGIN, reviews.ensembled[place]),
-            (Margins.KEPT, reviews.kept[place]),
+            (Margins.KEPT, reviews.rows[place].kept),
+            (Rows.FILLED, reviews.rows[place].filled),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
     building = path.with_name(path.name + ".tmp")

@@ -1,4 +1,4 @@
-"""The reviews of a run as arrays over the same pairs, joined by example id."""
+"""The reviews of a run as arrays over the same pairs, joined by example id, and their rounds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sera_plugin.data.columns import Margins
-from sera_plugin.data.reader import RunFiles
+from sera_plugin.data.columns import Margins, Rows
+from sera_plugin.data.reader import RunFiles, StoredRound
 from sera_plugin.runtime.errors import RunError
+
+SIGNAL = "signal_"
+"""How the columns of ``margins.parquet`` begin that hold the signals of ``selection.signals``."""
+
+
+@dataclass(frozen=True)
+class RoundRows:
+    """What a reviewed round trains on; the masks have the shape of the review.
+
+    Attributes:
+        kept: offline pairs that stand in the round in their own place.
+        filled: offline pairs that stand in the place of another, kept ones among them.
+        fillers: rows that fill, bootstrapped pairs that come again among them.
+        bootstrapped: bootstrapped pairs, each once.
+        again: example ids of the bootstrapped pairs that come again.
+    """
+
+    kept: np.ndarray
+    filled: np.ndarray
+    fillers: int
+    bootstrapped: int
+    again: frozenset[str] = frozenset()
+
+    def states(self) -> dict[str, np.ndarray]:
+        """What becomes of the pairs of D: masks that share no pair."""
+        return {
+            "kept": self.kept,
+            "filled": self.filled & ~self.kept,
+            "dropped": ~(self.kept | self.filled),
+        }
+
+    def by_state(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Values of the pairs of D by what becomes of them; what becomes of none is left out."""
+        return {state: values[mask] for state, mask in self.states().items() if mask.any()}
 
 
 @dataclass(frozen=True)
@@ -22,8 +56,9 @@ class Reviews:
         numbers: the rounds that the reviews composed.
         own: m of each review, float64, shape (n,).
         ensembled: m̃ of each review.
-        kept: mask of each review.
         swapped: mask of the pairs whose answers changed places.
+        signals: the signals of ``selection.signals`` by name, for each review.
+        rows: what each of the rounds trains on.
         position: example id to row.
     """
 
@@ -31,8 +66,9 @@ class Reviews:
     numbers: tuple[int, ...]
     own: tuple[np.ndarray, ...]
     ensembled: tuple[np.ndarray, ...]
-    kept: tuple[np.ndarray, ...]
     swapped: tuple[np.ndarray, ...]
+    signals: tuple[Mapping[str, np.ndarray], ...]
+    rows: tuple[RoundRows, ...]
     position: Mapping[str, int]
 
     @classmethod
@@ -51,10 +87,19 @@ class Reviews:
             numbers=tuple(stored.number for stored in run.reviewed),
             own=tuple(table[Margins.MARGIN].to_numpy() for table in aligned),
             ensembled=tuple(table[Margins.ENSEMBLED_MARGIN].to_numpy() for table in aligned),
-            kept=tuple(_mask(table, Margins.KEPT) for table in aligned),
             swapped=tuple(_mask(table, Margins.FLIPPED) for table in aligned),
+            signals=tuple(_signals(table) for table in aligned),
+            rows=tuple(
+                _rows(stored, _mask(table, Margins.KEPT), position)
+                for stored, table in zip(run.reviewed, aligned, strict=True)
+            ),
             position=position,
         )
+
+    @property
+    def suspect(self) -> np.ndarray:
+        """Mask of the pairs whose ensembled margin was negative in the last review."""
+        return self.ensembled[-1] < 0
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of ``ids``, int64.
@@ -88,3 +133,43 @@ def _mask(table: pa.Table, column: Margins) -> np.ndarray:
         return np.zeros(table.num_rows, dtype=bool)
     found: np.ndarray = table[column].to_numpy(zero_copy_only=False).astype(bool)
     return found
+
+
+def _signals(table: pa.Table) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(SIGNAL): table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        for name in table.column_names
+        if name.startswith(SIGNAL)
+    }
+
+
+def _rows(stored: StoredRound, kept: np.ndarray, position: Mapping[str, int]) -> RoundRows:
+    """What a round trains on; without ``rows.parquet``, what the review kept."""
+    nothing = np.zeros(len(kept), dtype=bool)
+    if not (stored.folder / Rows.file).is_file():
+        made = stored.summary.get("bootstrapped")
+        return RoundRows(kept, nothing, 0, int(made) if isinstance(made, (int, float)) else 0)
+    table = stored.rows(Rows.EXAMPLE_ID)
+    offline = np.array([_offline(key) for key in table[Rows.KEY].to_pylist()], dtype=bool)
+    filled = table[Rows.FILLED].to_numpy(zero_copy_only=False)
+    ids = table[Rows.EXAMPLE_ID].to_pylist()
+
+    def mask(rows: np.ndarray) -> np.ndarray:
+        found = nothing.copy()
+        places = [position.get(ids[row]) for row in np.flatnonzero(rows)]
+        if None in places:
+            raise RunError(f"{stored.folder / Rows.file} names a pair that was not reviewed.")
+        found[np.array(places, dtype=np.int64)] = True
+        return found
+
+    return RoundRows(
+        kept=mask(offline & ~filled),
+        filled=mask(offline & filled),
+        fillers=int(filled.sum()),
+        bootstrapped=int((~offline & ~filled).sum()),
+        again=frozenset(ids[row] for row in np.flatnonzero(~offline & filled)),
+    )
+
+
+def _offline(key: str) -> bool:
+    return key.split("/")[1:2] == ["offline"]

@@ -76,18 +76,37 @@
     return list;
   };
 
-  const card = (row, query) => {
+  const details = (row, columns) => {
+    const header = element("tr", "", ...columns.map((name) => scoped("col", name)));
+    const body = row.details.map(([first, ...others]) => element("tr", "",
+      scoped("row", shown(first)), ...others.map((value) => element("td", "", shown(value)))));
+    const box = element("div", "scroll", element("table", "",
+      element("thead", "", header), element("tbody", "", ...body)));
+    box.tabIndex = 0;
+    box.setAttribute("role", "region");
+    box.setAttribute("aria-label", "Rounds of pair " + row.id);
+    return element("details", "", element("summary", "", "Round by round"), box);
+  };
+
+  const scoped = (scope, text) => {
+    const cell = element("th", "", text);
+    cell.scope = scope;
+    return cell;
+  };
+
+  const card = (row, query, columns) => {
     const top = element("div", "top");
-    for (const tag of row.tags) top.append(element("span", "tag " + tag.split(" ")[0], tag));
+    for (const tag of row.shown) top.append(element("span", "tag " + tag.split(" ")[0], tag));
     for (const [label, value] of row.numbers) {
       top.append(element("span", "", label + " ", element("b", "", shown(value))));
     }
-    top.append(addText(element("code"), row.id, query));
+    top.append(element("h3", "", "pair ", addText(element("code"), row.id, query)));
     const side = (kind, title, value) =>
       element("div", "side " + kind, element("h4", "", title), textBox("", value, query));
     const made = element("article", "card", top, textBox("prompt", row.prompt, query),
       element("div", "sides", side("good", "chosen", row.chosen),
         side("poor", "rejected", row.rejected)));
+    if (row.details.length) made.append(details(row, columns));
     if (row.candidates.length) made.append(candidates(row, query));
     return made;
   };
@@ -102,16 +121,19 @@
 
   const explorers = {};
   const setUp = (section) => {
-    const { rows } = data.explorers[section.dataset.explorer];
+    const { rows, columns } = data.explorers[section.dataset.explorer];
     const find = (selector) => section.querySelector(selector);
     const [search, filter, order] = ["input", ".filter", ".order"].map(find);
     const [cards, more, count] = [".cards", ".more", ".count"].map(find);
     let found = [], drawn = 0;
     const draw = () => {
       const query = search.value.trim().toLowerCase();
-      cards.append(...found.slice(drawn, drawn + PAGE).map((row) => card(row, query)));
+      cards.append(...found.slice(drawn, drawn + PAGE).map((row) => card(row, query, columns)));
+      for (const text of cards.querySelectorAll(".text")) {
+        if (text.scrollHeight > text.clientHeight) text.tabIndex = 0; // to scroll without a pointer
+      }
       drawn = Math.min(drawn + PAGE, found.length);
-      more.style.display = drawn < found.length ? "inline-block" : "none";
+      more.hidden = drawn >= found.length;
       const of = (n) => n.toLocaleString("en");
       count.textContent = `${of(found.length)} of ${of(rows.length)} pairs, ${of(drawn)} shown`;
     };
@@ -130,35 +152,60 @@
     search.addEventListener("input", update);
     filter.addEventListener("change", update);
     order.addEventListener("change", update);
-    more.addEventListener("click", draw);
-    explorers[section.dataset.explorer] = (query) => {
+    more.addEventListener("click", () => {
+      const next = cards.children.length;
+      draw();
+      const heading = cards.children[next].querySelector("h3");
+      heading.tabIndex = -1;
+      heading.focus();
+    });
+    explorers[section.dataset.explorer] = (query, tag = "", by = "0") => {
       search.value = query;
-      filter.value = "";
+      filter.value = tag;
+      order.value = by;
       update();
+      const heading = find("h2");
+      heading.scrollIntoView();
+      heading.focus({ preventScroll: true });
     };
     update();
   };
   document.querySelectorAll(".explorer").forEach(setUp);
 
-  // report.html#pairs=text opens the page with a search.
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  for (const [name, query] of wanted) {
-    if (explorers[name]) {
-      explorers[name](query);
-      document.getElementById("x-" + name).scrollIntoView();
+  // report.html#pairs=text&filter=tag&order=number opens the page with a search; so do its links.
+  const follow = () => {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    for (const [name, query] of wanted) {
+      const show = explorers[name];
+      if (show) show(query, wanted.get("filter") ?? "", wanted.get("order") ?? "0");
     }
-  }
+  };
+  addEventListener("hashchange", follow);
+  follow();
 
+  // Colours by name, var(--kept), are those of the style sheet in the reader's colour scheme.
+  const coloured = (value, style) => {
+    if (typeof value === "string") {
+      return value.startsWith("var(") ? style.getPropertyValue(value.slice(4, -1)).trim() : value;
+    }
+    if (Array.isArray(value)) return value.map((inner) => coloured(inner, style));
+    if (!value || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v, style)]));
+  };
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-  document.querySelectorAll(".plot").forEach((place) => {
-    const { data: traces, layout } = data.figures[place.dataset.figure];
-    Plotly.newPlot(place, traces, layout, config).then(() => {
+  const plot = (place) => {
+    const { data: traces, layout } = coloured(
+      data.figures[place.dataset.figure], getComputedStyle(document.documentElement));
+    return Plotly.react(place, traces, layout, config);
+  };
+  const places = [...document.querySelectorAll(".plot")];
+  for (const place of places) {
+    plot(place).then(() => {
       place.on("plotly_click", ({ points }) => {
         const id = points[0]?.customdata;
-        if (typeof id !== "string" || !explorers.pairs) return;
-        explorers.pairs(id);
-        document.getElementById("x-pairs").scrollIntoView({ behavior: "smooth" });
+        if (typeof id === "string") explorers.pairs?.(id);
       });
     });
-  });
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => places.forEach(plot));
 })();
