@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow, offline_example
+from sera_plugin.runtime.errors import StoreError
 from sera_plugin.runtime.files import explained, write_synced
 from sera_plugin.runtime.ranks import gathered
 
@@ -67,11 +68,11 @@ class Recorded:
         """What a checkpoint keeps, for ``ids`` in their order.
 
         Raises:
-            RuntimeError: if the checkpoint has no such file; one sentence.
+            StoreError: if the checkpoint has no such file; one sentence.
             KeyError: if an id is missing.
         """
         if not (folder / FILE).exists():
-            raise RuntimeError(
+            raise StoreError(
                 f"can't resume: {folder / FILE} is missing, which sera.selection.source: training "
                 "needs; resume from another checkpoint or start again without "
                 "resume_from_checkpoint."

@@ -128,7 +128,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(
     env = ENVIRONMENT | SHIM | {"TERM_AT_STEP": "14"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == EXIT_CODE, done.stderr[-4000:]
-    assert "SIGTERM: leaving with code 75" in done.stdout + done.stderr
+    assert "Asked to stop: leaving with code 75" in done.stdout + done.stderr
     assert not (out / "model.safetensors").exists()
     assert (out / "checkpoint-15/trainer_state.json").exists()
     run_cli(*command[1:], "--auto-resume-from-checkpoints", env=SHIM)
