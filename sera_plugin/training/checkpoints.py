@@ -173,15 +173,20 @@ class StopOnSignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def uninstall(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        """Give the signals back, unless the process is about to end.
+
+        At Ctrl-C the host would save the policy as if it were the result.
+        """
+        if not self.stopping:
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # torchrun turns a second Ctrl-C into SIGTERM.
+            for either in SIGNALS:
+                signal.signal(either, signal.SIG_DFL)
             # Workers of a data loader are forked with this handler.
             if self._accelerator.is_main_process and os.getpid() == self._process:
                 # A signal may come while a stream's lock is held.

@@ -19,6 +19,7 @@ import pytest
 from axolotl.integrations.base import load_plugin
 from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
+from ranks import RANKS, TORCHRUN
 
 from sera_plugin.config import SeraConfig
 from sera_plugin.host import checks as host_checks
@@ -654,6 +655,32 @@ def test_the_command_line_ends_with_the_sentence(
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
     assert last_sentence(output).startswith(start_of_sentence)
     assert NO_WEIGHTS not in output
+
+
+@pytest.mark.cli
+def test_several_ranks_end_with_the_sentence_of_one(config: MakeConfig, run_cli: RunCli):
+    sentence = "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"
+    path = config(sera={"ensembel": 0.3})
+    output = run_cli("train", path, *TORCHRUN, env=RANKS, expect_failure=True)
+    before, _, table = output.partition("ChildFailedError")
+    assert len(re.findall(f"{ENDING}{re.escape(sentence)}", before)) == 1
+    assert before.count(sentence) == 1
+    # What torchrun makes of a rank's failure ends with the sentence, too.
+    *_, last, border = table.strip().splitlines()
+    assert last == f"  traceback : {sentence}"
+    assert not border.strip("=")
+    assert "sera_plugin/config/parsing.py" not in output
+
+
+@pytest.mark.cli
+def test_the_command_of_the_plugin_ends_with_the_sentence_under_accelerate_too(
+    config: MakeConfig, real_cli: RunCli
+):
+    path = config(sera={"ensembel": 0.3})
+    output = real_cli("sera", "train", path, expect_failure=True)
+    assert last_sentence(output) == (
+        "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"
+    )
 
 
 @pytest.mark.parametrize(
