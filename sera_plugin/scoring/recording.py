@@ -20,7 +20,7 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow, offline_example
 from sera_plugin.runtime.errors import StoreError
-from sera_plugin.runtime.files import explained, write_synced
+from sera_plugin.runtime.files import explained, write_whole
 from sera_plugin.runtime.ranks import gathered
 
 FILE = "sera_recorded.parquet"
@@ -61,7 +61,7 @@ class Recorded:
         pq.write_table(pa.table(columns), buffer)
         with explained(folder / FILE):
             folder.mkdir(parents=True, exist_ok=True)
-            write_synced(folder / FILE, buffer.getvalue())
+            write_whole(folder / FILE, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path, ids: Sequence[str]) -> Recorded:

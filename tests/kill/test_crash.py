@@ -81,9 +81,9 @@ POINTS: dict[str, dict[str, Any]] = {
     | {"within": "round-02 Scoring sampled", "count": 36},
     "review 1, their reference, batch 3": SCORE
     | {"within": "round-02 Reference of sampled", "count": 3},
-    "artifacts, before their folder": {"at": "mkdir", "what": r"round-02\.tmp"},
+    "artifacts, before their folder": {"at": "mkdir", "what": r"round-02\.\w+\.tmp"},
     "artifacts, within the rows": {"at": "open", "what": "rows.parquet", "bytes": 100},
-    "artifacts, before the folder is renamed": {"at": "rename", "what": r"round-02\.tmp"},
+    "artifacts, before the folder is renamed": {"at": "rename", "what": r"round-02\.\w+\.tmp"},
     "artifacts, before the policy is kept": SNAPSHOT,
     "round 2, before its first update": {"at": "step", "what": 8},
     "round 2, within its last checkpoint": OPTIMIZER | {"count": 6},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.reviews import Reviews
 from sera_plugin.data.columns import TEXTS, Margins, Pairs
 from sera_plugin.runtime.errors import RunError
+from sera_plugin.runtime.files import replacing
 
 BUDGET = 2_200_000
 """Bytes of text in the list of offline pairs."""
@@ -163,9 +163,8 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
             (Margins.KEPT, reviews.kept[place]),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
-    building = path.with_name(path.name + ".tmp")
     try:
-        pq.write_table(pairs, building, compression="zstd")
-        os.replace(building, path)
+        with replacing(path) as file:
+            pq.write_table(pairs, file, compression="zstd")
     except OSError as error:
         raise RunError(f"{path} can't be written ({error.strerror or error}).") from error
