@@ -20,8 +20,10 @@ root         what Axolotl loads: ``plugin``, ``trainer``; ``rules`` for own rule
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from sera_plugin.runtime.errors import MissingPackageError, PluginNameError, SeraError
 from sera_plugin.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -32,16 +34,30 @@ __all__ = ["SeRAPlugin", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """Import the plugin when it is asked for: commands that only read files start without it."""
+    if name.lower() != "seraplugin":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "SeRAPlugin":
-        hint = "; did you mean SeRAPlugin?" if name.lower() == "seraplugin" else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+        raise _shown_alone(
+            PluginNameError(f"plugins: sera_plugin.{name}; did you mean sera_plugin.SeRAPlugin?")
+        )
     try:
         from sera_plugin.plugin import SeRAPlugin
     except ImportError as error:
         # Axolotl swallows an ImportError of a plugin and would silently train plain DPO.
-        raise RuntimeError(
-            f"sera_plugin can't start because {error.name or 'a dependency'} can't be imported "
-            f"({error}); install its dependencies with `pip install sera_plugin` in the "
-            "environment that runs axolotl."
+        raise _shown_alone(
+            MissingPackageError(
+                f"sera_plugin can't start because {error.name or 'a dependency'} can't be imported "
+                f"({error}); install its dependencies with `pip install sera_plugin` in the "
+                "environment that runs axolotl."
+            )
         ) from error
     return SeRAPlugin
+
+
+def _shown_alone(error: SeraError) -> SeraError:
+    """The error, which ends a run of Axolotl with its sentence."""
+    with suppress(ImportError):
+        from sera_plugin.runtime.endings import end_with_sentences
+
+        end_with_sentences()
+    return error

@@ -15,7 +15,8 @@ from axolotl.integrations.base import BasePlugin
 
 from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host.checks import TRAINER, never_reviewed, plan_of, without_effect
-from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.endings import end_with_sentences
+from sera_plugin.runtime.errors import MissingPackageError, SeraConfigError
 from sera_plugin.runtime.files import check_writable
 from sera_plugin.runtime.logs import logger
 from sera_plugin.training.checks import check_config, check_data
@@ -46,6 +47,7 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
         Raises:
             SeraConfigError: one sentence naming the key, its value and what is allowed.
         """
+        end_with_sentences()
         self._config = config = _block_of(cfg)
         if config is None:
             if cfg.get("trainer_cls") == TRAINER:
@@ -130,7 +132,7 @@ def _needing_packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise RuntimeError(
+        raise MissingPackageError(
             f"plugins: sera_plugin.SeRAPlugin can't work because {error.name or 'a dependency'} "
             f"can't be imported ({error}); `pip install sera_plugin` brings what it needs."
         ) from error

@@ -9,20 +9,27 @@ from transformers import set_seed
 from sera_plugin.config import parse_block
 from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
-from sera_plugin.runtime.errors import AskedToStop
-from sera_plugin.training.checkpoints import EXIT_CODE
+from sera_plugin.runtime.endings import end_with_sentences
+from sera_plugin.runtime.errors import AskedToStop, SeraConfigError, SeraError
+from sera_plugin.runtime.logs import logger
+from sera_plugin.training.checkpoints import EXIT_CODE, how_to_resume
 from sera_plugin.training.rounds import ReviewedRounds
+
+LOG = logger(__name__)
 
 
 class SeRATrainer(RoundTrainer):
     """DPO or IPO on a dataset that is reviewed and renewed before every round."""
 
+    rounds: ReviewedRounds
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        end_with_sentences()
         cfg = plugin_config()
         block: Any = cfg.sera if cfg is not None else None
         config = parse_block(block.to_dict() if hasattr(block, "to_dict") else block)
         if config is None:
-            raise RuntimeError(
+            raise SeraConfigError(
                 "trainer_cls: sera_plugin.trainer.SeRATrainer can't train alone; list "
                 "sera_plugin.SeRAPlugin under plugins: and write a sera: block, or remove "
                 "trainer_cls."
@@ -35,6 +42,12 @@ class SeRATrainer(RoundTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().train(*args, **kwargs)
+        except SeraError:
+            end_with_sentences()  # loggers that were started since have hooks of their own
+            raise
         except AskedToStop:
             self.ensure_checkpoint()
+            LOG.warning("%s", how_to_resume(plugin_config(), self.state.global_step))
             raise SystemExit(EXIT_CODE) from None
+        finally:
+            self.rounds.leave()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sera_plugin.data.columns import TEXTS, RankedPairs
-from sera_plugin.runtime.files import write_whole
+from sera_plugin.runtime.files import replacing, write_whole
 
 CUTOFFS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the pairs at which a cut is shown."""
@@ -91,7 +91,8 @@ def write_results(table: pa.Table, folder: Path, summary: Mapping[str, Any]) -> 
         OSError: if that fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / RankedPairs.file, compression="zstd")
+    with replacing(folder / RankedPairs.file) as file:
+        pq.write_table(table, file, compression="zstd")
     _write_lines(folder / "ranked.jsonl", _rows(table))
     write_whole(folder / "summary.json", json.dumps(summary, indent=2).encode())
 
@@ -142,8 +143,8 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with replacing(path) as file:
+        file.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
 
 
 def cut_table(found: Sequence[Cut]) -> tuple[list[str], list[list[str]]]:

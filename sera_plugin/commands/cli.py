@@ -59,7 +59,11 @@ def train(ctx: click.Context, enabled: bool) -> None:
 
     if not enabled:
         os.environ[SWITCH] = "off"
-    cli.commands["train"].main(args=ctx.args, prog_name="axolotl train")
+    args = ctx.args
+    if not any("torchrun" in arg for arg in args):
+        # accelerate, the default launcher, prints a traceback of its own if a run fails.
+        args = [*args, "--quiet"]
+    cli.commands["train"].main(args=args, prog_name="axolotl train")
 
 
 @sera.command()

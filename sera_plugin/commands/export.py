@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from sera_plugin.data.metrics import SET_ASIDE
 from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
 from sera_plugin.data.rounds import full_round
 from sera_plugin.runtime.errors import RunError, first_line
+from sera_plugin.runtime.files import beside, created, put_in_place, write_synced
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,25 @@ def export_round(
     counts = Counter(row[ExportedPairs.SOURCE] for row in rows)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out {out} is there and is not an empty folder; name another.")
-    building = out.with_name(f".{out.name}.tmp")
+    card = dataset_card(run, stored, form, rows, repository)
+    building = beside(out.absolute())
     try:
-        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        if form == "axolotl":
-            with open(building / FILES[form], "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=ExportedPairs.arrow()), building / FILES[form]
-            )
-        card = dataset_card(run, stored, form, rows, repository)
-        (building / "README.md").write_text(card, encoding="utf-8")
+        with created(building / FILES[form]) as file:
+            if form == "axolotl":
+                file.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
+            else:
+                pq.write_table(pa.Table.from_pylist(rows, schema=ExportedPairs.arrow()), file)
+        write_synced(building / "README.md", card.encode())
         if out.exists():
-            out.rmdir()
-        os.replace(building, out)
+            for name in (FILES[form], "README.md"):
+                put_in_place(building / name, out / name)
+        else:
+            put_in_place(building, out)
     except OSError as error:
         raise RunError(f"{out} can't be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return Exported(out, counts)
 
 

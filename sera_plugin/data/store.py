@@ -28,6 +28,8 @@ from sera_plugin.runtime.errors import StoreError, what_happened
 from sera_plugin.runtime.files import (
     MANIFEST,
     add_file,
+    beside,
+    check_replaceable,
     checksum,
     explained,
     manifest_of,
@@ -36,7 +38,7 @@ from sera_plugin.runtime.files import (
     read_intact,
     read_sums,
     sealed,
-    sync_folder,
+    sync,
     unseal,
     write_synced,
     write_whole,
@@ -78,7 +80,7 @@ class RunStore:
                 moved = next(path for path in places if not path.exists())
                 put_in_place(self.root, moved)
             self.root.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.root.parent)
+            sync(self.root.parent)
         return moved
 
     def write_run(self, settings: Mapping[str, Any]) -> None:
@@ -131,21 +133,22 @@ class RunStore:
         self, number: int, contents: Mapping[str, bytes], summary: Mapping[str, Any]
     ) -> None:
         final = self.round_dir(number)
-        building = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        for name, content in contents.items():
-            write_synced(building / name, content)
-        write_synced(building / "summary.json", _json(summary))
-        sums = {name: checksum(content) for name, content in contents.items()}
-        write_synced(building / MANIFEST, manifest_of(number, sums))
-        sync_folder(building)
-        replaced = self._replaced(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        put_in_place(building, final)
-        shutil.rmtree(replaced, ignore_errors=True)
+        building, replaced = beside(final), self._replaced(final)
+        try:
+            building.mkdir(parents=True)
+            for name, content in contents.items():
+                write_synced(building / name, content)
+            write_synced(building / "summary.json", _json(summary))
+            sums = {name: checksum(content) for name, content in contents.items()}
+            write_synced(building / MANIFEST, manifest_of(number, sums))
+            sync(building)
+            shutil.rmtree(replaced, ignore_errors=True)
+            if final.exists():
+                final.rename(replaced)
+            put_in_place(building, final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
     @staticmethod
     def _replaced(final: Path) -> Path:
@@ -162,7 +165,7 @@ class RunStore:
 
     def drop_leftovers(self) -> None:
         """Delete what a kill left half-written: files and folders under temporary names."""
-        for path in self.root.glob(".*tmp*"):
+        for path in [*self.root.glob(".*tmp*"), *self.root.glob("*/.*.tmp")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -177,6 +180,7 @@ class RunStore:
         path = self.round_dir(number) / "summary.json"
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            check_replaceable(path)
             summary = _read_summary(path) if path.exists() else None
             write_whole(path, _json({**(summary or {"round": number}), **more}))
 

@@ -6,7 +6,6 @@ With them these commands need neither the dataset nor a tokenizer nor a checkpoi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.data.columns import TEXTS, Pairs
 from sera_plugin.data.pairs import OfflinePairs
-from sera_plugin.runtime.files import explained, put_in_place, write_whole
+from sera_plugin.runtime.files import explained, replacing, write_whole
 
 LOG_FILE = "log.json"
 BATCH = 10_000
@@ -34,15 +33,13 @@ def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenize
     final = folder / Pairs.file
     if final.exists():
         return
-    building = final.with_name(f".{Pairs.file}.tmp")
-    with explained(final):
-        with open(building, "wb") as file:
-            with pq.ParquetWriter(file, Pairs.arrow(), compression="zstd") as writer:
-                for batch in _batches(pairs, tokenizer):
-                    writer.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(building, final)
+    with (
+        explained(final),
+        replacing(final) as file,
+        pq.ParquetWriter(file, Pairs.arrow(), compression="zstd") as writer,
+    ):
+        for batch in _batches(pairs, tokenizer):
+            writer.write_batch(batch)
 
 
 def write_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
 from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
 from sera_plugin.host.rounds import Objective, Rounds, Start
+from sera_plugin.runtime.errors import SeraConfigError
 
 
 class RoundTrainer(AxolotlDPOTrainer):
@@ -164,8 +165,13 @@ class RoundTrainer(AxolotlDPOTrainer):
             gc.freeze()
         return model, dataloader
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            gc.unfreeze()
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        gc.unfreeze()
         done = super()._finalize_training(*args, **kwargs)
         self.rounds.close()
         return done
@@ -182,7 +188,7 @@ class RoundTrainer(AxolotlDPOTrainer):
         )
         planned = self.batching.batches(self.schedule.rounds[epoch].total)
         if len(loader) != planned:
-            raise RuntimeError(
+            raise SeraConfigError(
                 f"round {number} has {len(loader)} batches per rank where {planned} were planned; "
                 "accelerator_config changes how batches are cut in a way SeRA doesn't know."
             )

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from sera_plugin.config.parts import JUDGES
 from sera_plugin.data.candidates import Candidate, Pool, Prompt, Verdict
-from sera_plugin.runtime.errors import JudgeError
+from sera_plugin.runtime.errors import JudgeError, raised
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
@@ -64,7 +64,7 @@ def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:
         scores = list(judge(questions))
     except Exception as error:
         raise JudgeError(
-            f"{KEY}: {name} raised {type(error).__name__}: {error}; the answers judged so far are "
+            f"{KEY}: {name} {raised(error)}; the answers judged so far are "
             "kept, and a resumed run goes on from them."
         ) from error
     if len(scores) != len(questions):

@@ -24,6 +24,7 @@ from sera_plugin.data.ids import dataset_hash, permutation
 from sera_plugin.data.margins import PairLogps, log_ratios, margins
 from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.host.facts import Optimization
+from sera_plugin.runtime.errors import StoreError
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.shards import REFERENCE, Origin, Shards
@@ -156,7 +157,7 @@ class Aligner:
             resumed: whether the policy has been trained already.
 
         Raises:
-            RuntimeError: if the run is resumed and nothing is stored.
+            StoreError: if the run is resumed and nothing is stored.
         """
         logps = self._logps(model, resumed=resumed)
         return Auxiliary(logps, self.alignment.beta, self.alignment.loss_types[0])
@@ -169,7 +170,7 @@ class Aligner:
             chosen, rejected = (stored[0][name].to_numpy() for name in ("chosen", "rejected"))
             return PairLogps(self.pairs.ids, chosen, rejected)
         if resumed:
-            raise RuntimeError(
+            raise StoreError(
                 f"can't resume: {origin.folder} has no log-probs of the auxiliary policy, which "
                 "sera.selection.rule: lossdiff_irm needs; restore it, or start anew."
             )

@@ -15,7 +15,7 @@ import numpy as np
 from sera_plugin.config.parts import RULES
 from sera_plugin.config.selection import ExternalConfig
 from sera_plugin.data.ids import stream_key
-from sera_plugin.runtime.errors import RuleError
+from sera_plugin.runtime.errors import RuleError, raised
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,7 @@ def checked(rule: Rule, path: str) -> Rule:
         try:
             result = np.asarray(rule(evidence))
         except Exception as error:
-            raise RuleError(
-                f"{RULES.key}: {path} raised {type(error).__name__}: {error}."
-            ) from error
+            raise RuleError(f"{RULES.key}: {path} {raised(error)}.") from error
         shape = evidence.margin.shape
         if result.shape != shape:
             raise RuleError(

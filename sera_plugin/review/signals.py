@@ -13,7 +13,7 @@ import numpy as np
 
 from sera_plugin.config.parts import SIGNALS, title_of
 from sera_plugin.data.margins import PairLogps
-from sera_plugin.runtime.errors import RuleError
+from sera_plugin.runtime.errors import RuleError, raised
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _checked(name: str, signal: Signal, given: SignalInput) -> np.ndarray:
     try:
         found = np.asarray(signal(given))
     except Exception as error:
-        raise RuleError(f"{SIGNALS.key}: {name} raised {type(error).__name__}: {error}.") from error
+        raise RuleError(f"{SIGNALS.key}: {name} {raised(error)}.") from error
     if found.shape != (count,):
         raise RuleError(
             f"{SIGNALS.key}: {name} returned shape {found.shape} for {count} pairs; it must return "

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 
-class SeraConfigError(ValueError):
+
+class SeraError(Exception):
+    """What ends a run or a command; the message is one sentence, for people.
+
+    Attributes:
+        said: whether the sentence has been shown.
+    """
+
+    said = False
+
+
+class SeraConfigError(SeraError, ValueError):
     """A config or dataset that SeRA can't work with; the message is one sentence."""
 
 
-class StoreError(RuntimeError):
+class MissingPackageError(SeraError, RuntimeError):
+    """A package that SeRA needs can't be imported; the message is one sentence."""
+
+
+class PluginNameError(SeraError, AttributeError):
+    """The plugin goes by another name; the message is one sentence."""
+
+
+class StoreError(SeraError, RuntimeError):
     """Artifacts can't be written or read; the message is one sentence."""
 
 
@@ -25,35 +46,35 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class RunError(ValueError):
+class RunError(SeraError, ValueError):
     """A folder that can't be read as a run; the message is one sentence."""
 
 
-class RuleError(RuntimeError):
+class RuleError(SeraError, RuntimeError):
     """A rule or a signal can't be applied to the data at hand; the message is one sentence."""
 
 
-class TermError(RuntimeError):
+class TermError(SeraError, RuntimeError):
     """A term of the loss broke its contract; the message is one sentence."""
 
 
-class EngineError(RuntimeError):
+class EngineError(SeraError, RuntimeError):
     """An engine of sampling broke its contract; the message is one sentence."""
 
 
-class JudgeError(RuntimeError):
+class JudgeError(SeraError, RuntimeError):
     """The judge can't be used, or broke its contract; the message is one sentence."""
 
 
-class VllmError(RuntimeError):
+class VllmError(SeraError, RuntimeError):
     """vLLM can't be used, or broke its contract; the message is one sentence."""
 
 
-class BadNumbersError(RuntimeError):
+class BadNumbersError(SeraError, RuntimeError):
     """Too many pairs have log-probs that are not finite numbers; the message is one sentence."""
 
 
-class FailedElsewhereError(RuntimeError):
+class FailedElsewhereError(SeraError, RuntimeError):
     """Another rank failed; the message says how."""
 
 
@@ -61,6 +82,14 @@ def in_short(error: BaseException) -> str:
     """The kind of an error and what it says, on one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 500 else text[:497] + "..."
+
+
+def raised(error: BaseException) -> str:
+    """What an error of a user's own function says, and the file and line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"raised {type(error).__name__}: {error}{place}"
 
 
 class AskedToStop(Exception):

@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all, and checksums that show what happened to them later."""
+"""Files that appear whole or not at all, and checksums that show what happened to them later.
+
+All that the plugin writes is written here, so that no link, pipe or device is written through:
+under a name that nobody can guess, opened only if nothing stands there, and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sera_plugin.runtime.errors import StoreError, what_happened
 
@@ -39,38 +45,97 @@ def checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk.
+def check_replaceable(path: Path) -> None:
+    """Find out whether ``path`` is free or a regular file; nothing is opened, no link followed.
 
     Raises:
-        OSError: if that fails.
+        OSError: if something else stands there.
     """
-    with open(path, "wb") as file:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
+        raise FileExistsError(errno.EEXIST, f"it is {kind}", str(path))
+
+
+def beside(path: Path) -> Path:
+    """A free name in the folder of ``path`` that nobody can guess."""
+    known = os.fsdecode(os.fsencode(path.name)[:100])
+    return path.with_name(f".{known}.{secrets.token_hex(8)}.tmp")
+
+
+def created(path: Path) -> IO[bytes]:
+    """A new file, open for writing.
+
+    Raises:
+        OSError: if that fails, or if anything stands there, a link included.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and wait until it is on disk.
+
+    Raises:
+        OSError: as ``created``.
+    """
+    with created(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole: temporary file, fsync, rename, fsync of the folder.
+@contextmanager
+def placing(path: Path) -> Iterator[Path]:
+    """A name under which the block makes a file, which then appears at ``path`` whole, on disk.
 
     Raises:
-        OSError: if that fails; an earlier file of the name is still there.
+        OSError: if that fails, or if something that is no regular file stands at ``path``; an
+            earlier file is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_synced(temporary, content)
-    put_in_place(temporary, path)
+    check_replaceable(path)
+    temporary = beside(path)
+    try:
+        yield temporary
+        sync(temporary)
+        put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which then appears at ``path`` whole, on disk.
+
+    Raises:
+        OSError: as ``placing``.
+    """
+    with placing(path) as temporary, created(temporary) as file:
+        yield file
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole: a file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: as ``placing``.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
     """Rename a file or folder that is on disk, and wait until the new name is on disk too."""
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

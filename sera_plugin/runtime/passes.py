@@ -67,7 +67,7 @@ class Pass(Generic[T]):
         """Results of ``count`` batches by number, on every rank; every rank must call this alike.
 
         Raises:
-            OSError: on the main process, if a shard can't be written.
+            StoreError: on the main process, if a shard can't be written.
         """
         main = self.accelerator.is_main_process
         shards = self.shards() if main and self.shards is not None else None

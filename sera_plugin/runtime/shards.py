@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sera_plugin.runtime.files import put_in_place, write_synced
+from sera_plugin.runtime.errors import StoreError
+from sera_plugin.runtime.files import write_whole
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.version import __version__
 
@@ -94,7 +95,7 @@ class Shards:
         """Write the next shard: temporary file, fsync, rename.
 
         Raises:
-            OSError: if the folder or the file can't be written; its one sentence names the path.
+            StoreError: if the folder or the file can't be written; its one sentence names the path.
         """
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_KEY: self.key.encode()}), buffer)
@@ -103,12 +104,11 @@ class Shards:
         path = self.folder / f"shard-{number:05d}.{checksum(content)}.parquet"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, content)
+            write_whole(path, content)
         except OSError as error:
-            raise OSError(
-                error.errno,
+            raise StoreError(
                 f"can't write {path} ({error.strerror or error}); make room or make the folder "
-                "writable and resume the run, which goes on from the shards that are finished",
+                "writable and resume the run, which goes on from the shards that are finished."
             ) from error
         return path
 
@@ -140,9 +140,3 @@ class Shards:
 
 def _number(path: Path) -> int:
     return int(path.name.split(".")[0].removeprefix("shard-"))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name("shard.tmp")
-    write_synced(temporary, content)
-    put_in_place(temporary, path)

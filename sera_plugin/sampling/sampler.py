@@ -77,7 +77,7 @@ class Sampler:
             origin: if given, finished shards are stored there and reused.
 
         Raises:
-            OSError: if a shard can't be written.
+            StoreError: if a shard can't be written.
         """
         copies = self.settings.num_candidates
         widths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int64)

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow, offline_example
-from sera_plugin.runtime.files import explained, write_synced
+from sera_plugin.runtime.errors import StoreError
+from sera_plugin.runtime.files import explained, write_whole
 from sera_plugin.runtime.ranks import gathered
 
 FILE = "sera_recorded.parquet"
@@ -60,18 +61,18 @@ class Recorded:
         pq.write_table(pa.table(columns), buffer)
         with explained(folder / FILE):
             folder.mkdir(parents=True, exist_ok=True)
-            write_synced(folder / FILE, buffer.getvalue())
+            write_whole(folder / FILE, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path, ids: Sequence[str]) -> Recorded:
         """What a checkpoint keeps, for ``ids`` in their order.
 
         Raises:
-            RuntimeError: if the checkpoint has no such file; one sentence.
+            StoreError: if the checkpoint has no such file; one sentence.
             KeyError: if an id is missing.
         """
         if not (folder / FILE).exists():
-            raise RuntimeError(
+            raise StoreError(
                 f"can't resume: {folder / FILE} is missing, which sera.selection.source: training "
                 "needs; resume from another checkpoint or start again without "
                 "resume_from_checkpoint."

@@ -208,7 +208,7 @@ class Scorer:
             origin: if given, finished shards are stored there and reused.
 
         Raises:
-            OSError: if a shard can't be written.
+            StoreError: if a shard can't be written.
         """
         lengths = completions.lengths
         if self.max_length is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sera_plugin.runtime.errors import StoreError, what_happened
-from sera_plugin.runtime.files import explained, put_in_place
+from sera_plugin.runtime.files import explained, placing
 from sera_plugin.runtime.weights import content_of
 
 _CHECKSUM = "sha256"
@@ -74,16 +73,12 @@ class Snapshot:
         Raises:
             StoreError: if the file can't be written.
         """
-        temporary = path.with_name(f".{path.name}.tmp")
         tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-        with explained(path):
+        with explained(path), placing(path) as temporary:
             try:
                 save_file(tensors, temporary, metadata={_CHECKSUM: self._checksum()})
             except SafetensorError as error:  # what it makes of an OSError
                 raise OSError(str(error)) from error
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            put_in_place(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:

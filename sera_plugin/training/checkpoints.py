@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -131,8 +132,29 @@ EXIT_CODE = 75
 """What a run that was asked to stop leaves with (``EX_TEMPFAIL``: try again later)."""
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def how_to_resume(cfg: Any, updates: int) -> str:
+    """What a run that was stopped after ``updates`` updates leaves, and how it goes on."""
+    if updates == 0:
+        return "Stopped before the first update; the same command starts the run again."
+    checkpoint = Path(cfg.output_dir) / f"checkpoint-{updates}"
+    if cfg.save_only_model:
+        return f"Stopped; {checkpoint} holds a model alone (save_only_model: true)."
+    more = "" if cfg.auto_resume_from_checkpoints else " with --auto-resume-from-checkpoints"
+    return f"Stopped; the same command{more} goes on from {checkpoint}."
+
+
+_INTERRUPTED = (
+    b"\nCtrl-C: the run ends with a checkpoint after this step or shard; once more ends it now.\n"
+)
+
+
 class StopOnSignal(TrainerCallback):
-    """Turns SIGTERM into an orderly end, on all ranks at the same step or shard.
+    """Turns SIGTERM and Ctrl-C into an orderly end, on all ranks at the same step or shard.
+
+    A second Ctrl-C ends the process at once.
 
     Args:
         accelerator: the trainer's accelerator.
@@ -141,15 +163,34 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
         self.stopping = False
 
     def install(self) -> None:
-        """Take over SIGTERM; without effect outside the main thread."""
+        """Take over the signals; without effect outside the main thread."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def uninstall(self) -> None:
+        """Give the signals back, unless the process is about to end.
+
+        At Ctrl-C the host would save the policy as if it were the result.
+        """
+        if not self.stopping:
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        if number == signal.SIGINT:
+            # torchrun turns a second Ctrl-C into SIGTERM.
+            for either in SIGNALS:
+                signal.signal(either, signal.SIG_DFL)
+            # Workers of a data loader are forked with this handler.
+            if self._accelerator.is_main_process and os.getpid() == self._process:
+                # A signal may come while a stream's lock is held.
+                os.write(2, _INTERRUPTED)
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. Every rank must call this at the same point."""
@@ -157,7 +198,7 @@ class StopOnSignal(TrainerCallback):
             asked = torch.tensor(float(self._asked), device=self._accelerator.device)
             self.stopping = bool(self._accelerator.reduce(asked, reduction="sum") > 0)
             if self.stopping:
-                LOG.warning("SIGTERM: leaving with code %d, to be resumed.", EXIT_CODE)
+                LOG.warning("Asked to stop: leaving with code %d.", EXIT_CODE)
         return self.stopping
 
     def check(self) -> None:

@@ -99,14 +99,14 @@ def last_review(run: Run, where: Start) -> RoundRecord | None:
     """What the last review before the resumed position found, or None if there was none.
 
     Raises:
-        RuntimeError: if the round's folder is missing.
+        StoreError: if the round's folder is missing.
     """
     number = where.within or where.epochs_done
     if number == 0 or not run.schedule.rounds[number - 1].reviewed:
         return None
     record: RoundRecord | None = shared(lambda: run.store.read_round(number))
     if record is None:
-        raise RuntimeError(
+        raise StoreError(
             f"can't resume: {run.store.round_dir(number)} is missing or incomplete; "
             "restore it or start again without resume_from_checkpoint."
         )

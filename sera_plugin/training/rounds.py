@@ -245,6 +245,10 @@ class ReviewedRounds:
             run.store.update_summary(number, summaries[-1] | more | aside)
             write_log(run.store.root, self._trainer.state.log_history)
 
+    def leave(self) -> None:
+        """Called when training has ended, in whatever way."""
+        self._stop.uninstall()
+
     def close(self) -> None:
         run = self.run
         if run.is_main:

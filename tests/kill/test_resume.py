@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_line import ENVIRONMENT, SHIM, MakeConfig, RunCli, output_dir
+from command_line import SHIM, MakeConfig, RunCli, output_dir
 from ranks import RANKS, TORCHRUN, zero_config
 from safetensors.torch import load_file
+from warm import Commands
 
 from sera_plugin.training.checkpoints import EXIT_CODE
 
@@ -119,20 +119,34 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
 
 
 @FIXED
-def test_sigterm_saves_and_leaves_with_its_own_code(
-    undisturbed: Path, again: Path, run_cli: RunCli
+@pytest.mark.parametrize("point", ["TERM_AT_STEP", "INT_AT_STEP"])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
+    undisturbed: Path, again: Path, commands: Commands, run_cli: RunCli, point: str
 ) -> None:
     out = output_dir(again)
-    script = Path(sys.executable).parent / "axolotl"
-    command = [str(script), "train", str(again), "--launcher", "python"]
-    env = ENVIRONMENT | SHIM | {"TERM_AT_STEP": "14"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == EXIT_CODE, done.stderr[-4000:]
-    assert "SIGTERM: leaving with code 75" in done.stdout + done.stderr
+    command = ("train", again, "--launcher", "python")
+    done = commands.axolotl(again.with_name("log"), *command, **SHIM, **{point: "14"})
+    assert done.code == EXIT_CODE, done.output[-4000:]
+    assert "Asked to stop: leaving with code 75" in done.output
+    assert ("Ctrl-C: the run ends with a checkpoint" in done.output) == (point == "INT_AT_STEP")
+    how = "the same command with --auto-resume-from-checkpoints goes on"
+    assert f"Stopped; {how} from {out}/checkpoint-15." in done.output
     assert not (out / "model.safetensors").exists()
-    assert (out / "checkpoint-15/trainer_state.json").exists()
-    run_cli(*command[1:], "--auto-resume-from-checkpoints", env=SHIM)
+    run_cli(*command, "--auto-resume-from-checkpoints", env=SHIM)
     check_resumed(undisturbed, out)
+
+
+@FIXED
+def test_a_second_ctrl_c_ends_a_run_at_once(
+    undisturbed: Path, again: Path, commands: Commands
+) -> None:
+    points = {"INT_AT_STEP": "14", "INT_AGAIN_AT_STEP": "14"}
+    command = ("train", again, "--launcher", "python")
+    done = commands.axolotl(again.with_name("log"), *command, **SHIM, **points)
+    assert done.code == -signal.SIGINT
+    assert "Ctrl-C: the run ends with a checkpoint" in done.output
+    assert "Asked to stop" not in done.output
+    assert not (output_dir(again) / "checkpoint-15").exists()
 
 
 @FIXED

@@ -19,6 +19,7 @@ import pytest
 from axolotl.integrations.base import load_plugin
 from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_dir
 from datasets import Dataset
+from ranks import RANKS, TORCHRUN
 
 from sera_plugin.config import SeraConfig
 from sera_plugin.host import checks as host_checks
@@ -27,6 +28,16 @@ from sera_plugin.runtime.files import check_writable
 from sera_plugin.training import checks
 
 NO_WEIGHTS = "no file named model.safetensors"
+ENDING = r"\[[\d :,-]+\] \[ERROR\] \[axolotl\.sera_plugin\.runtime\.endings\] "
+"""What the log puts before the sentence that a run ends with."""
+
+
+def last_sentence(output: str) -> str:
+    """The last line of a run, which nothing but other log lines precede."""
+    assert "Traceback" not in output
+    sentence = re.fullmatch(f"{ENDING}(.*)", output.strip().splitlines()[-1])
+    assert sentence is not None, output[-2000:]
+    return sentence[1]
 
 
 def assert_one_sentence(text: str) -> None:
@@ -577,16 +588,18 @@ def test_keys_without_effect_are_named(keys: dict[str, Any], sentence: str):
 
 
 def test_a_misspelt_plugin_gets_a_hint():
-    with pytest.raises(AttributeError, match="'SeraPlugin'; did you mean SeRAPlugin"):
+    with pytest.raises(AttributeError, match=r"SeraPlugin; did you mean sera_plugin\.SeRAPlugin\?"):
         load_plugin("sera_plugin.SeraPlugin")
+    with pytest.raises(AttributeError, match="module 'sera_plugin' has no attribute 'Plugin'"):
+        load_plugin("sera_plugin.Plugin")
 
 
 @pytest.mark.cli
 def test_the_trainer_without_the_plugin_says_so(config: MakeConfig, run_cli: RunCli):
     path = config(trainer_cls="sera_plugin.trainer.SeRATrainer", drop=("plugins", "sera"))
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: trainer_cls: sera_plugin.trainer.SeRATrainer can't train")
+    last = last_sentence(output)
+    assert last.startswith("trainer_cls: sera_plugin.trainer.SeRATrainer can't train")
     assert "list sera_plugin.SeRAPlugin under plugins:" in last
 
 
@@ -619,9 +632,8 @@ def test_missing_dependency_never_trains_plain_dpo(
         env={"PYTHONPATH": str(tmp_path)},
         expect_failure=True,
     )
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: ")
-    assert_one_sentence(last.removeprefix("RuntimeError: "))
+    last = last_sentence(output)
+    assert_one_sentence(last)
     assert f"{module} can't be imported" in last
     assert "pip install sera_plugin" in last
     assert "'loss'" not in output
@@ -641,9 +653,34 @@ def test_the_command_line_ends_with_the_sentence(
 ):
     path = config(**{"base_model": str(weightless), **changes})
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
-    last = output.strip().splitlines()[-1]
-    assert last.startswith(f"sera_plugin.runtime.errors.SeraConfigError: {start_of_sentence}")
+    assert last_sentence(output).startswith(start_of_sentence)
     assert NO_WEIGHTS not in output
+
+
+@pytest.mark.cli
+def test_several_ranks_end_with_the_sentence_of_one(config: MakeConfig, run_cli: RunCli):
+    sentence = "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"
+    path = config(sera={"ensembel": 0.3})
+    output = run_cli("train", path, *TORCHRUN, env=RANKS, expect_failure=True)
+    before, _, table = output.partition("ChildFailedError")
+    assert len(re.findall(f"{ENDING}{re.escape(sentence)}", before)) == 1
+    assert before.count(sentence) == 1
+    # What torchrun makes of a rank's failure ends with the sentence, too.
+    *_, last, border = table.strip().splitlines()
+    assert last == f"  traceback : {sentence}"
+    assert not border.strip("=")
+    assert "sera_plugin/config/parsing.py" not in output
+
+
+@pytest.mark.cli
+def test_the_command_of_the_plugin_ends_with_the_sentence_under_accelerate_too(
+    config: MakeConfig, real_cli: RunCli
+):
+    path = config(sera={"ensembel": 0.3})
+    output = real_cli("sera", "train", path, expect_failure=True)
+    assert last_sentence(output) == (
+        "sera.ensembel: 0.3 is not a key of SeRA; did you mean ensemble?"
+    )
 
 
 @pytest.mark.parametrize(

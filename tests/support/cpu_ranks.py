@@ -115,7 +115,12 @@ class CpuRanks(BasePlugin):
     """List it before other plugins."""
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
-        wanted = {"DIE_AT_STEP": signal.SIGKILL, "TERM_AT_STEP": signal.SIGTERM}
+        wanted = {
+            "DIE_AT_STEP": signal.SIGKILL,
+            "TERM_AT_STEP": signal.SIGTERM,
+            "INT_AT_STEP": signal.SIGINT,
+            "INT_AGAIN_AT_STEP": signal.SIGINT,
+        }
         return [
             SignalAtStep(number, int(os.environ[name]))
             for name, number in wanted.items()

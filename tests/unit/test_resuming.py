@@ -80,12 +80,15 @@ def test_shards_of_a_run_of_its_own_are_not_replaced(tmp_path: Path) -> None:
 
 
 def test_half_written_files_are_deleted_and_no_others(tmp_path: Path) -> None:
-    left = [".round-02.tmp/rows.parquet", ".policy-02.safetensors.tmp", ".tmpJsOrHJ"]
+    left = [
+        ".round-02.0a1b.tmp/rows.parquet", ".policy-02.safetensors.0a1b.tmp", ".tmpJsOrHJ",
+        "round-03/.summary.json.0a1b.tmp",
+    ]  # fmt: skip
     kept = [".round-02.replaced/rows.parquet", "round-03/rows.parquet", SHARD]
     store = earlier_run(tmp_path, *left, *kept)
     store.drop_leftovers()
     assert [name for name in left + kept if (store.root / name).exists()] == kept
-    assert not (store.root / ".round-02.tmp").exists()
+    assert not (store.root / ".round-02.0a1b.tmp").exists()
 
 
 CONFIG = SeraConfig()

@@ -502,7 +502,8 @@ class Disk:
     def note(self, what, *paths):
         if len(self.done) == self.kill_at:
             raise Killed
-        self.done.append((what, *(os.path.relpath(path, self.root) for path in paths)))
+        names = (os.path.relpath(path, self.root) for path in paths)
+        self.done.append((what, *(re.sub(r"\.[0-9a-f]{16}\.tmp", ".tmp", name) for name in names)))
 
 
 FILES = ["margins.parquet", "rows.parquet", "candidates.parquet", "bootstrapped.jsonl"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sera_plugin.commands.report.visible import json_in_html, visible
 from sera_plugin.runtime.errors import RunError
-from sera_plugin.runtime.files import write_whole
+from sera_plugin.runtime.files import check_replaceable, write_whole
 from sera_plugin.runtime.version import __version__
 
 MARK = '<meta name="generator" content="sera_plugin'
@@ -183,6 +183,7 @@ def write_page(page: Page, path: Path) -> int:
     try:
         if path.is_dir():
             raise RunError(f"--out {path} is a folder; name a file.")
+        check_replaceable(path)
         if path.exists() and MARK not in path.read_text("utf-8", errors="replace")[:400]:
             raise RunError(f"--out {path} is there and is not a report; name another file.")
         content = render(page).encode("utf-8")

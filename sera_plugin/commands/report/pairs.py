@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +17,7 @@ from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.reviews import SIGNAL, Reviews
 from sera_plugin.data.columns import TEXTS, Margins, Pairs, Rows
 from sera_plugin.runtime.errors import RunError
+from sera_plugin.runtime.files import replacing
 
 SUSPECT, FILLED = "suspect", "filled"
 """Tags of offline pairs: a negative margin in the last review, and a place filled in any round."""
@@ -214,9 +214,8 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
             (Rows.FILLED, reviews.rows[place].filled),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
-    building = path.with_name(path.name + ".tmp")
     try:
-        pq.write_table(pairs, building, compression="zstd")
-        os.replace(building, path)
+        with replacing(path) as file:
+            pq.write_table(pairs, file, compression="zstd")
     except OSError as error:
         raise RunError(f"{path} can't be written ({error.strerror or error}).") from error
