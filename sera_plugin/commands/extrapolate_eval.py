@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,18 +136,20 @@ class Evaluation:
         scorer = Scorer(accelerator, self.tokenizer.pad_token_id, cfg.sequence_len, budget)
         completions = OfflineCompletions(self.pairs)
 
-        def logps(forward: Any, name: str) -> PairLogps:
-            return self.pairs.pair_logps(scorer.logps(forward, completions, name).logps)
+        def logps(model: AbstractContextManager[Any], name: str) -> PairLogps:
+            with model as forward:
+                found = scorer.logps(forward, completions, name)
+            # It holds the models that it has prepared.
+            accelerator.free_memory()
+            return self.pairs.pair_logps(found.logps)
 
         reference, found = None, []
         for alpha, folder in models:
             trained = Trained(str(folder), (folder / ADAPTER_CONFIG).is_file())
             loaded = AuditModels(cfg, self.tokenizer, accelerator, trained)
             if reference is None:
-                with loaded.reference() as forward:
-                    reference = logps(forward, "Scoring with the reference")
-            with loaded.policy() as forward:
-                policy = logps(forward, f"Scoring with α = {alpha:g}")
+                reference = logps(loaded.reference(), "Scoring with the reference")
+            policy = logps(loaded.policy(), f"Scoring with α = {alpha:g}")
             found.append(self._evaluated(alpha, log_ratios(policy, reference)))
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import json
 import math
@@ -21,16 +22,18 @@ import pytest
 import torch
 import yaml
 from assets import small_llama
+from command_line import MakeConfig
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from sera_plugin.commands import extrapolate_weights
 from sera_plugin.commands.extrapolate import extrapolate
-from sera_plugin.commands.extrapolate_eval import LOSSES, mean_over_batches
+from sera_plugin.commands.extrapolate_eval import LOSSES, Evaluation, mean_over_batches
 from sera_plugin.commands.extrapolate_files import Weights
 from sera_plugin.commands.extrapolate_sources import TrainedRun
 from sera_plugin.commands.extrapolate_weights import base_name, extrapolated, scaled
+from sera_plugin.host import loading
 from sera_plugin.runtime.errors import RunError, SeraConfigError
 
 VOCABULARY = 23
@@ -485,7 +488,7 @@ def test_memory_stays_at_a_shard_and_some_blocks(tmp_path: Path) -> None:
     assert found.tensor(names[-1])[0, 0] == 2.5
 
 
-def test_which_run(tmp_path: Path) -> None:
+def test_which_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "config.yml"
     keys = {"base_model": "org/base", "output_dir": str(tmp_path / "out")}
     path.write_text(yaml.safe_dump(keys | {"revision_of_model": "v2"}))
@@ -498,6 +501,8 @@ def test_which_run(tmp_path: Path) -> None:
     (tmp_path / "out/sera/run.json").write_text(json.dumps(settings))
     for where in (path, tmp_path / "out"):
         run = TrainedRun.of(where)
+        assert "the run has not come to its end" in caplog.text
+        caplog.clear()
         assert (run.base_model, run.revision, run.config) == ("org/other", "v2", path)
     path.write_text(yaml.safe_dump(keys | {"merge_lora": True, "lora_model_dir": "adapter"}))
     with pytest.raises(SeraConfigError, match="lora_model_dir: adapter with merge_lora: true"):
@@ -505,3 +510,24 @@ def test_which_run(tmp_path: Path) -> None:
     path.write_text("rl: dpo")
     with pytest.raises(SeraConfigError, match="is not a config of Axolotl with a base_model"):
         TrainedRun.of(path)
+
+
+def test_an_evaluation_holds_one_model_at_a_time(
+    tmp_path: Path, config: MakeConfig, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = config(drop=("sera", "plugins")), tmp_path / "out"
+    moved(LlamaForCausalLM.from_pretrained(llama)).save_pretrained(out)
+    run = TrainedRun(out, str(llama), None, path, {})
+    models = extrapolate(run, [0.5], tmp_path / "beyond")
+    load, alive = loading.load_model, []
+
+    def counting(*given: Any) -> Any:
+        gc.collect()
+        alive.append(sum(isinstance(thing, LlamaForCausalLM) for thing in gc.get_objects()))
+        return load(*given)
+
+    monkeypatch.setattr(loading, "load_model", counting)
+    found = Evaluation.of(run, tmp_path).measure([(0.0, out), (0.5, models[0].folder)])
+    assert [row.alpha for row in found] == [0.0, 0.5]
+    assert len(alive) == 3
+    assert set(alive) == {alive[0]}
