@@ -228,3 +228,22 @@ def plan(
         answer(plan_json(planned), out)
     if not as_json:
         show_plan(planned)
+
+
+@sera.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("more", type=float, nargs=-1, metavar="--alpha ALPHA [ALPHA ...]")
+@click.option("--alpha", type=float, multiple=True, required=True, help="How far beyond; above 0.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: extrapolated in the run.")
+@click.option("--eval", "evaluate", is_flag=True, help="Loss and accuracy on the evaluation pairs.")
+@_one_sentence
+def extrapolate(
+    run: Path, more: tuple[float, ...], alpha: tuple[float, ...], out: Path | None, evaluate: bool
+) -> None:
+    """Write a run's model moved on by ALPHA times what training changed in it.
+
+    RUN is the run's output_dir, or its YAML. θ + α·(θ − θ_start) is ExPO; nothing is trained.
+    """
+    from sera_plugin.commands.extrapolate import run_command
+
+    run_command(run, [*alpha, *more], out, evaluate)

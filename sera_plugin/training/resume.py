@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from sera_plugin.data.columns import Pairs
@@ -125,6 +126,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "delta_baseline": None,
         **(run.objective.identity() if run.objective else {}),
         "base_model": str(host.cfg.base_model),
+        "config": str(Path(str(host.cfg.axolotl_config_path)).resolve()),
         "sequence_len": host.max_length,
         "loss_type": list(host.loss_types),
         "beta": host.beta,
