@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig, SelectionConfig
 from sera_plugin.runtime.errors import BadNumbersError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def positions(ids: Sequence[str], wanted: Sequence[str]) -> np.ndarray:

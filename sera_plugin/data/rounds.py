@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from sera_plugin.data.candidates import BootstrappedPair
 from sera_plugin.data.ids import permutation
 from sera_plugin.data.margins import PairLogps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROW_KEY = "sera_id"
 """Column of a round's dataset that names its rows."""
