@@ -53,13 +53,12 @@ def dataset_card(
         ],
     }
     sources = Counter(row[ExportedPairs.SOURCE] for row in rows)
-    ids = [row[ExportedPairs.EXAMPLE_ID] for row in rows if row[ExportedPairs.SOURCE] == OFFLINE]
     counts = {
         "pairs": len(rows),
         "offline": sources[OFFLINE],
-        "of these repeated": len(ids) - len(set(ids)),
         "of these with swapped labels": sum(row[ExportedPairs.SWAPPED] for row in rows),
         "bootstrapped": sources[BOOTSTRAPPED],
+        "filled, of all these": sum(row[ExportedPairs.FILLED] for row in rows),
         "offline pairs of the run": run.settings.get("pairs", "unknown"),
     }
     how = (

@@ -85,7 +85,7 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
     pairs = {row[Pairs.EXAMPLE_ID]: row for row in texts.to_pylist()}
     if not stored.reviewed:
         for example_id in pairs:
-            yield _offline(pairs, example_id, None, swapped=False)
+            yield _offline(pairs, example_id, None, swapped=False, filled=False)
         return
     names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
     review = stored.table(Margins, *names)
@@ -94,19 +94,20 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
         pair[BootstrappedPairs.EXAMPLE_ID]: pair
         for pair in read_json_lines(stored.bootstrapped_path)
     }
-    for row in stored.table(Rows).to_pylist():
+    for row in stored.rows().to_pylist():
         example_id = row[Rows.EXAMPLE_ID]
         if row[Rows.CHOSEN_IDS] is None:
             swapped = bool(row.get(Rows.FLIPPED))
-            yield _offline(pairs, example_id, margins.get(example_id), swapped=swapped)
+            margin = margins.get(example_id)
+            yield _offline(pairs, example_id, margin, swapped=swapped, filled=row[Rows.FILLED])
         elif example_id not in bootstrapped:
             raise RunError(f"{stored.bootstrapped_path} lacks the new pair of {example_id}.")
         else:
-            yield _bootstrapped(bootstrapped[example_id])
+            yield _bootstrapped(bootstrapped[example_id], filled=row[Rows.FILLED])
 
 
 def _offline(
-    pairs: Mapping[str, Any], example_id: str, margin: float | None, *, swapped: bool
+    pairs: Mapping[str, Any], example_id: str, margin: float | None, *, swapped: bool, filled: bool
 ) -> dict[str, Any]:
     if example_id not in pairs:
         raise RunError(f"{Pairs.file} lacks the pair {example_id}.")
@@ -123,10 +124,11 @@ def _offline(
         ExportedPairs.SWAPPED: swapped,
         ExportedPairs.CHOSEN_SOURCE: chosen_source.value,
         ExportedPairs.REJECTED_SOURCE: rejected_source.value,
+        ExportedPairs.FILLED: filled,
     }
 
 
-def _bootstrapped(pair: Mapping[str, Any]) -> dict[str, Any]:
+def _bootstrapped(pair: Mapping[str, Any], *, filled: bool) -> dict[str, Any]:
     names = (*TEXTS, ExportedPairs.EXAMPLE_ID, ExportedPairs.MARGIN)
     sources = (ExportedPairs.CHOSEN_SOURCE, ExportedPairs.REJECTED_SOURCE)
     return {
@@ -134,6 +136,7 @@ def _bootstrapped(pair: Mapping[str, Any]) -> dict[str, Any]:
         ExportedPairs.SOURCE: BOOTSTRAPPED,
         ExportedPairs.SWAPPED: False,
         **{name: pair[name] for name in sources},
+        ExportedPairs.FILLED: filled,
     }
 
 

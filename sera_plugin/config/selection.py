@@ -26,6 +26,7 @@ SignalName = Annotated[
     Field(max_length=500, json_schema_extra={"anyOf": SIGNALS.schema["anyOf"]}),
     AfterValidator(SIGNALS.check),
 ]
+Fill = Literal["kept", "kept_and_bootstrapped", "next_best"]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -81,6 +82,12 @@ class SelectionConfig(Block):
         description="Offline pairs kept per reviewed round: a share of |D| in (0, 1], or a whole "
         "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats.",
     )
+    fill: Fill = Field(
+        default="kept",
+        description="What takes the places of pairs that fall short, so that a round keeps its "
+        "size: `kept` pairs again, `kept_and_bootstrapped` pairs again, or `next_best` pairs that "
+        "the rule lets through, then kept ones again. Pairs with a negative margin never do.",
+    )
     margin: Literal["sum", "mean"] = Field(
         default="sum",
         description="Margin of a pair: `sum` of the log-ratios over each answer, or `mean` per "
@@ -95,7 +102,7 @@ class SelectionConfig(Block):
     threshold: Float = Field(
         default=0.0,
         description="`rule: threshold`: pairs with a margin above it are kept, at most `keep`; "
-        "where they are fewer, the best of them come twice.",
+        "where they are fewer, `fill` says what takes the places of the others.",
     )
     signals: Annotated[list[SignalName], Field(strict=True, max_length=100)] = Field(
         default=[],

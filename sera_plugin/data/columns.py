@@ -125,8 +125,8 @@ class Rows(Column, file="rows.parquet"):
 
     KEY = (
         "key", pa.string(),
-        "example id with `/offline`, `/offline/2` for a repeated pair, or `/policy` for a "
-        "bootstrapped pair",
+        "example id with `/offline`, or `/policy` for a bootstrapped pair; of a row that fills a "
+        "place a number follows, as in `/offline/2`",
     )
     EXAMPLE_ID = (
         "example_id", pa.string(), "the offline pair, or the one whose prompt was answered"
@@ -144,6 +144,10 @@ class Rows(Column, file="rows.parquet"):
     FLIPPED = (
         "flipped", pa.bool_(),
         "whether the offline pair is trained on with its completions in each other's place",
+    )
+    FILLED = (
+        "filled", pa.bool_(),
+        "whether the row takes the place of a pair that fell short (`selection.fill`)",
     )
 
 
@@ -230,6 +234,7 @@ class ExportedPairs(Column, file="train.parquet"):
         "chosen_source", pa.string(), "`offline_chosen`, `offline_rejected` or `policy` (sampled)"
     )
     REJECTED_SOURCE = "rejected_source", pa.string(), "the same for the rejected answer"
+    FILLED = "filled", pa.bool_(), Rows.FILLED.meaning
 
 
 class RankedPairs(Column, file="ranked.parquet"):

@@ -34,6 +34,11 @@ def example_ids(triples: Iterable[tuple[Any, Any, Any]]) -> list[str]:
     return ids
 
 
+def in_place_of_another(key: str) -> bool:
+    """Whether the row of a round that ``key`` names fills a place; such keys have a third part."""
+    return key.count("/") > 1
+
+
 def dataset_hash(ids: Sequence[str]) -> str:
     """Hash of a whole dataset, independent of its order."""
     digest = hashlib.blake2b(digest_size=16)

@@ -67,7 +67,8 @@ _SHORT = {
 METRICS = (
     Metric("round", "number of the round that the review composed", ".0f", title="round"),
     Metric(
-        "kept", "kept offline pairs in the round", ".0f", "pairs", "kept", "offline pairs kept"),
+        "kept", "kept offline pairs in the round, each counted once", ".0f", "pairs", "kept",
+        "offline pairs kept"),
     Metric("eligible", "pairs that the rule of selection lets through", ".0f", "pairs"),
     Metric("flipped", "pairs in the round whose completions changed places", ".0f", "pairs"),
     Metric(
@@ -75,8 +76,17 @@ METRICS = (
         "bootstrapped pairs"),
     Metric(
         "shortfall",
-        "bootstrapped pairs that fell short, replaced by offline ones; those that the guard left "
-        "out are among them", ".0f", "pairs", "filled", "offline pairs filled in"),
+        "planned bootstrapped pairs that fell short; those that the guard left out are among them",
+        ".0f", "pairs", label="bootstrapped pairs that fell short"),
+    Metric(
+        "filled",
+        "rows in the places of kept or bootstrapped pairs that fell short, as `selection.fill` "
+        "says; with `kept` and `bootstrapped` they are all rows of the round",
+        ".0f", "rows", "filled", "rows that fill places"),
+    Metric(
+        "filled_negative",
+        "filled rows whose offline pair has a negative margin as it is trained on",
+        ".0f", "rows"),
     Metric(
         "guard_share",
         "share of the planned bootstrapped pairs that the guard lets in; 1 when it is off",

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sera_plugin.data.columns import BootstrappedPairs, Column, Margins, Pairs
+from sera_plugin.data.columns import BootstrappedPairs, Column, Margins, Pairs, Rows
+from sera_plugin.data.ids import in_place_of_another
 from sera_plugin.runtime.errors import RunError, first_line
 from sera_plugin.runtime.files import SEAL
 
@@ -43,6 +44,19 @@ class StoredRound:
             RunError: if it is not there or damaged.
         """
         return _read_parquet(self.folder / file.file, columns)
+
+    def rows(self, *columns: Rows) -> pa.Table:
+        """``rows.parquet``, or the key, ``filled`` and some other columns.
+
+        Versions that did not write ``filled`` have it in the keys.
+
+        Raises:
+            RunError: if it is not there or damaged.
+        """
+        stored = (column for column in columns or Rows if column is not Rows.FILLED)
+        table = self.table(Rows, *dict.fromkeys([Rows.KEY, *stored]))
+        filled = [in_place_of_another(key) for key in table[Rows.KEY].to_pylist()]
+        return table.append_column(Rows.FILLED, pa.array(filled, pa.bool_()))
 
     @property
     def bootstrapped_path(self) -> Path:

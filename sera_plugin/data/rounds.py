@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
+from sera_plugin.config.selection import Fill
 from sera_plugin.data.candidates import BootstrappedPair
-from sera_plugin.data.ids import permutation
+from sera_plugin.data.ids import in_place_of_another, permutation
 from sera_plugin.data.margins import PairLogps
 
 if TYPE_CHECKING:
@@ -22,15 +25,15 @@ class Composition:
     """What a reviewed round trains on.
 
     Attributes:
-        kept: ids of the top K offline pairs, best first.
-        filled: ids of offline pairs in the place of bootstrapped ones that fell short; the
-            next-best ones, and from the best on again once D is used up.
-        bootstrapped: the bootstrapped pairs.
+        kept: ids of the kept offline pairs, each once, best first.
+        filled: what takes the places of kept and bootstrapped pairs that fell short: ids of
+            offline pairs, and bootstrapped pairs that come again.
+        bootstrapped: the bootstrapped pairs, each once.
         flipped: ids of offline pairs whose chosen and rejected answers change places.
     """
 
     kept: tuple[str, ...]
-    filled: tuple[str, ...]
+    filled: tuple[str | BootstrappedPair, ...]
     bootstrapped: tuple[BootstrappedPair, ...]
     flipped: frozenset[str] = frozenset()
 
@@ -45,8 +48,12 @@ def compose(
     bootstrapped: int,
     pairs: Sequence[BootstrappedPair],
     flipped: Collection[str] = (),
+    doubted: Collection[str] = (),
+    fill: Fill = "kept",
 ) -> Composition:
-    """Compose a round of exactly ``kept + bootstrapped`` pairs.
+    """Compose a round of exactly ``kept + bootstrapped`` rows.
+
+    A doubted pair fills only where all that the round holds is doubted.
 
     Args:
         ranked_ids: the offline ids that can be trained on, best first; at least one.
@@ -54,11 +61,27 @@ def compose(
         bootstrapped: planned bootstrapped pairs.
         pairs: the bootstrapped pairs at hand, best first.
         flipped: offline ids whose answers change places.
+        doubted: offline ids whose margins, as they would be trained on, are negative.
+        fill: what takes the places of pairs that fell short.
     """
     taken, best = tuple(pairs[:bootstrapped]), tuple(ranked_ids[:kept])
+    trusted = [example_id for example_id in best if example_id not in doubted]
+    more: list[str] = []
+    if fill == "next_best":
+        more = [example_id for example_id in ranked_ids[kept:] if example_id not in doubted]
+    again = _alike(trusted, taken if fill == "kept_and_bootstrapped" else ())
     short = kept + bootstrapped - len(taken) - len(best)
-    filled = tuple(ranked_ids[(len(best) + i) % len(ranked_ids)] for i in range(short))
-    return Composition(best, filled, taken, frozenset(flipped) & {*best, *filled})
+    filled = tuple(islice(chain(more, cycle(again or taken or best)), short))
+    return Composition(best, filled, taken, frozenset(flipped) & {*best, *more[:short]})
+
+
+def _alike(
+    kept: Sequence[str], bootstrapped: Sequence[BootstrappedPair]
+) -> list[str | BootstrappedPair]:
+    """Both merged, best first, so that every beginning holds the same share of either."""
+    parts: tuple[Sequence[str | BootstrappedPair], ...] = (kept, bootstrapped)
+    placed = [((i + 0.5) / len(part), item) for part in parts for i, item in enumerate(part)]
+    return [item for _, item in sorted(placed, key=lambda entry: entry[0])]
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,11 @@ class RoundRow:
     ref_chosen_logp: float | None = None
     ref_rejected_logp: float | None = None
     flipped: bool = False
+
+    @property
+    def filled(self) -> bool:
+        """Whether the row takes the place of a pair that fell short or was set aside."""
+        return in_place_of_another(self.key)
 
 
 def offline_example(key: str) -> str | None:
@@ -94,28 +122,28 @@ def rows_of(
         round_number: the round.
         previous_reference: whether πref of this round is the policy that the review scored.
     """
-    flipped = composition.flipped
-    rows = [RoundRow(f"{i}/offline", i, flipped=i in flipped) for i in composition.kept]
-    repeats: dict[str, int] = dict.fromkeys(composition.kept, 1)
-    for example_id in composition.filled:
-        repeats[example_id] = repeats.get(example_id, 0) + 1
-        key = f"{example_id}/offline/{repeats[example_id]}"
-        rows.append(RoundRow(key, example_id, flipped=example_id in flipped))
-    for pair in composition.bootstrapped:
-        logps = [
+
+    def row(item: str | BootstrappedPair) -> RoundRow:
+        if isinstance(item, str):
+            return RoundRow(f"{item}/offline", item, flipped=item in composition.flipped)
+        chosen, rejected = (
             side.policy_logp if previous_reference else side.reference_logp
-            for side in (pair.chosen, pair.rejected)
-        ]
-        rows.append(
-            RoundRow(
-                f"{pair.example_id}/policy",
-                pair.example_id,
-                pair.chosen.token_ids,
-                pair.rejected.token_ids,
-                ref_chosen_logp=logps[0],
-                ref_rejected_logp=logps[1],
-            )
+            for side in (item.chosen, item.rejected)
         )
+        return RoundRow(
+            f"{item.example_id}/policy",
+            item.example_id,
+            item.chosen.token_ids,
+            item.rejected.token_ids,
+            ref_chosen_logp=chosen,
+            ref_rejected_logp=rejected,
+        )
+
+    rows = [*map(row, composition.kept), *map(row, composition.bootstrapped)]
+    times = Counter(once.key for once in rows)
+    for filler in map(row, composition.filled):
+        times[filler.key] += 1
+        rows.append(replace(filler, key=f"{filler.key}/{times[filler.key]}"))
     order = permutation([row.key for row in rows], seed, round_number, "order")
     return [rows[i] for i in order]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,12 @@ class ReviewTable:
     flipped: np.ndarray
     measured_in: np.ndarray
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        """Ids of the pairs whose ensembled margin, as they would be trained on, is negative."""
+        turned = np.where(self.flipped, -self.ensembled, self.ensembled)
+        return frozenset(self.ids[row] for row in np.flatnonzero(turned < 0))
 
     def to_arrow(self) -> pa.Table:
         return pa.table(
@@ -118,7 +124,7 @@ def round_files(
     Text is written as JSON with every character beyond printable ASCII escaped, so no character
     of a prompt or an answer can end a line or reach a terminal.
     """
-    rows = [asdict(row) for row in record.rows]
+    rows = [{**asdict(row), Rows.FILLED: row.filled} for row in record.rows]
     return {
         Margins.file: parquet_bytes(record.table.to_arrow()),
         Rows.file: parquet_bytes(pa.Table.from_pylist(rows, schema=Rows.arrow())),
@@ -136,7 +142,10 @@ def read_record(files: Mapping[str, bytes]) -> RoundRecord:
     margins, rows = (pq.read_table(io.BytesIO(files[name])) for name in NEEDED)
     return RoundRecord(
         ReviewTable.from_arrow(margins),
-        [RoundRow(*(_frozen(row[column]) for column in Rows)) for row in rows.to_pylist()],
+        [
+            RoundRow(**{field.name: _frozen(row[field.name]) for field in fields(RoundRow)})
+            for row in rows.to_pylist()
+        ],
     )
 
 

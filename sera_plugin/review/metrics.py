@@ -41,7 +41,8 @@ def review_metrics(
         pairs: D.
         previous: the previous review's table, for the overlap of the kept sets.
     """
-    table, made = review.table, review.bootstrapped
+    table, made, composition = review.table, review.bootstrapped, review.composition
+    doubted = table.doubted
     margin = table.margin[np.isfinite(table.margin)]
     found = {
         "round": float(review.size.number),
@@ -51,11 +52,13 @@ def review_metrics(
         "aged_margins": float((table.measured_in < review.size.number - 1).sum()),
         "threshold": float(table.ensembled[table.kept].min()),
         "accuracy_train": accuracy(table.ratios),
-        "kept": float(review.size.kept),
+        "kept": float(len(composition.kept)),
         "eligible": float(review.choice.passed),
-        "flipped": float(len(review.composition.flipped)),
-        "bootstrapped": float(len(review.composition.bootstrapped)),
-        "shortfall": float(len(review.composition.filled)),
+        "flipped": float(len(composition.flipped)),
+        "bootstrapped": float(len(composition.bootstrapped)),
+        "shortfall": float(review.size.bootstrapped - len(composition.bootstrapped)),
+        "filled": float(len(composition.filled)),
+        "filled_negative": float(sum(item in doubted for item in composition.filled)),
         "length_penalty": float(made.penalty),
         "prompts_without_room": float(made.without_room),
     }
@@ -74,6 +77,11 @@ def review_metrics(
     if made.samples:
         found |= _speed("generation", review.generation)
     return found
+
+
+def full_round_metrics(number: int, size: int, bad: int) -> dict[str, float]:
+    """Numbers of a round on all ``size`` pairs of D, ``bad`` of which were set aside."""
+    return {"round": float(number), "kept": float(size - bad), "filled": float(bad)}
 
 
 def warn_of_set_aside(metrics: dict[str, float]) -> None:

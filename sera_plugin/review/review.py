@@ -103,10 +103,13 @@ class Reviewer:
             check_numbers(ratios[name].finite, self.config.max_set_aside, what)
         ranked = [table.ids[i] for i in choice.ranked]
         flipped = {table.ids[i] for i in np.flatnonzero(choice.flipped)}
+        fill = self.config.selection.fill
         made, generation, more = self.bootstrapper.run(
             size, table, reference, past, tuple(ratios.values())
         )
-        composition = compose(ranked, size.kept, size.bootstrapped, made.pairs, flipped)
+        composition = compose(
+            ranked, size.kept, size.bootstrapped, made.pairs, flipped, table.doubted, fill
+        )
         return Review(
             size=size,
             table=table,

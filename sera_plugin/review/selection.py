@@ -67,7 +67,8 @@ class Choice:
         ranked: positions of the pairs that can be kept, best first, int64, shape (eligible,).
         kept: mask of the best ``keep`` of them.
         flipped: mask of the pairs whose chosen and rejected answers change places.
-        passed: pairs that the rule let through; 0 if it let none and the largest margins stand in.
+        passed: pairs that the rule let through; 0 if it let none and the largest margins
+            stand in, without the negative ones if there are others.
     """
 
     scores: np.ndarray
@@ -130,7 +131,7 @@ def choose(
     passed = int(np.isfinite(scores).sum())
     if passed == 0:
         left = margin if np.isfinite(margin).any() else history.ensembled[-1]
-        scores = left.copy()
+        scores = np.where(left >= 0, left, np.nan) if (left >= 0).any() else left.copy()
     order = rank(ids, set_aside(scores))
     ranked = order[np.isfinite(scores[order])]
     kept = np.zeros(len(ids), dtype=bool)

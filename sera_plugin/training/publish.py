@@ -133,7 +133,12 @@ def publish(
         summary,
         candidate_rows(review, beta),
     )
-    LOG.info("Round %d is written to %s\n%s", number, folder, table_text(summaries))
+    LOG.info(
+        "Round %d trains on %d rows: %.0f kept, %.0f bootstrapped, %.0f filled; written to %s\n%s",
+        *(number, len(record.rows)),
+        *(metrics[name] for name in ("kept", "bootstrapped", "filled")),
+        *(folder, table_text(summaries)),
+    )
     log_samples(bootstrapped_lines(review, run.pairs, tokenizer, beta), run.host.report_to, step)
 
 

@@ -27,7 +27,7 @@ from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.host.rounds import Refining, Start
 from sera_plugin.review.bootstrap import Past
-from sera_plugin.review.metrics import first_spread, review_metrics, table_text
+from sera_plugin.review.metrics import first_spread, full_round_metrics, review_metrics, table_text
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
@@ -224,7 +224,7 @@ class ReviewedRounds:
         run.weights.check(self._step)
         seconds = time.perf_counter() - self._started
         if not run.schedule.rounds[number - 1].reviewed:
-            summaries.append({"round": float(number), "kept": float(len(run.pairs))})
+            summaries.append(full_round_metrics(number, len(run.pairs), len(self._found.bad_ids)))
         summaries[-1]["seconds_training"] = seconds
         speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}

@@ -62,7 +62,7 @@ def test_every_column_is_filled_by_its_writer(folder: Path) -> None:
     assert list(first) == list(BootstrappedPairs)
     assert list(first["candidates"][0]) == list(Competitors)
     assert list(next(candidate_rows(review_of(), 0.1))) == list(Candidates)
-    assert [field.name for field in fields(RoundRow)] == list(Rows)
+    assert [*(field.name for field in fields(RoundRow)), "filled"] == list(Rows)
     assert set(COLUMNS) == set(BootstrappedPairs) - {BootstrappedPairs.CANDIDATES}
 
 

@@ -54,6 +54,7 @@ def test_defaults():
             "keep": 0.7,
             "margin": "sum",
             "band": [20.0, 90.0],
+            "fill": "kept",
             "threshold": 0.0,
             "uncertainty": 0.0,
             "on_negative": "keep",

@@ -51,6 +51,9 @@ def test_every_number_by_hand():
             "kept_overlap": 0.5,
             "bootstrapped": 2,
             "shortfall": 2,
+            "filled": 2,
+            # Of c and d, whose margins are negative, c is turned around.
+            "filled_negative": 1,
             "length_penalty": 0.01,
             "prompts_without_room": 2,
             "short_duplicates": 3,
@@ -162,7 +165,7 @@ def test_the_table_of_a_long_run_is_not_cut():
         "round": 99.0,
         "kept": 1234567.0,
         "bootstrapped": 1234567.0,
-        "shortfall": 1234567.0,
+        "filled": 1234567.0,
         "guard_share": 1.0,
         "margin_mean": -1234.567,
         "threshold": -1234.567,

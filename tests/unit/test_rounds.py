@@ -31,10 +31,32 @@ def test_compose_by_hand():
     assert compose("abcde", 3, 2, pairs) == Composition(("a", "b", "c"), (), tuple(pairs))
     # Only the best bootstrapped pair is wanted.
     assert compose("abcde", 3, 1, pairs) == Composition(("a", "b", "c"), (), (pairs[0],))
-    # One pair falls short: the next-best offline pair takes its place.
-    assert compose("abcde", 3, 3, pairs) == Composition(("a", "b", "c"), ("d",), tuple(pairs))
-    # D is used up, so it starts again from the best.
-    assert compose("abc", 2, 4, []) == Composition(("a", "b"), ("c", "a", "b", "c"), ())
+    # One pair falls short: the best kept pair comes again in its place.
+    assert compose("abcde", 3, 3, pairs) == Composition(("a", "b", "c"), ("a",), tuple(pairs))
+    # Too few pairs can be kept, and each comes as often as the next one.
+    assert compose("ab", 3, 2, []) == Composition(("a", "b"), ("a", "b", "a"), ())
+
+
+def test_what_fills_by_hand():
+    best, fresh_d = ("a", "b", "c"), fresh("d")
+
+    def filled(fill, **more):
+        return compose("abcdefg", 3, 5, [fresh_d], fill=fill, **more).filled
+
+    assert filled("kept") == ("a", "b", "c", "a")
+    # Kept pairs lie at 1/6, 3/6 and 5/6 of the way, the one bootstrapped pair in the middle.
+    assert filled("kept_and_bootstrapped") == ("a", "b", fresh_d, "c")
+    assert filled("next_best") == ("d", "e", "f", "g")
+    doubted = {"b", "e", "f", "g"}
+    assert filled("kept", doubted=doubted) == ("a", "c", "a", "c")
+    assert filled("kept_and_bootstrapped", doubted=doubted) == ("a", fresh_d, "c", "a")
+    assert filled("next_best", doubted=doubted) == ("d", "a", "c", "a")
+    # Nothing is left that is not doubted but the bootstrapped pair, or nothing at all.
+    assert filled("kept", doubted=best) == (fresh_d,) * 4
+    assert compose("abcd", 3, 2, [], doubted="abcd").filled == ("a", "b")
+    # Pairs whose answers change places do so again.
+    assert compose("abcd", 2, 2, [], "ad").flipped == {"a"}
+    assert compose("abcd", 2, 2, [], "ad", fill="next_best").flipped == {"a", "d"}
 
 
 compositions = st.builds(
@@ -58,11 +80,10 @@ def test_a_round_has_exactly_the_planned_size(case):
     assert composition.size == kept + planned
     assert composition.kept == tuple(ids[:kept])
     assert composition.bootstrapped == tuple(found[:planned])
-    # Fillers never repeat while there are pairs that the round does not hold yet.
-    assert len(set(composition.filled)) >= min(len(composition.filled), len(ids) - kept)
-    assert composition.filled[: len(ids) - kept] == tuple(
-        ids[kept : kept + len(composition.filled)]
-    )
+    # What is kept comes again, one pair as often as another.
+    assert {*composition.filled} <= {*composition.kept}
+    times = [composition.filled.count(example_id) for example_id in composition.kept]
+    assert max(times) - min(times) <= 1
 
 
 @relaxed
