@@ -46,6 +46,7 @@ policy = copy.deepcopy(reference)
 with torch.no_grad():
     for weight in policy.parameters():
         weight += 0.1 * torch.randn_like(weight)
+policy.generation_config.exponential_decay_length_penalty = (3, 1.5)  # so that it ends
 """
 
 FOUND = """
