@@ -171,6 +171,12 @@ def _judged(name: str, note: str) -> Arm:
     return Arm(_sera(bootstrap=judge), tuned_as="sera", note=note)
 
 
+def _fills(fill: str, note: str) -> Arm:
+    """``sera: true`` with the places of pairs that fell short filled as ``selection.fill`` says."""
+    shipped = {**SHIPPED, "selection": {**SHIPPED["selection"], "fill": fill}}
+    return Arm(shipped, note=f"`sera: true`, filled with {note}")
+
+
 ARMS: dict[str, Arm] = {
     "dpo": Arm(note="DPO on all pairs"),
     "ipo": Arm(loss="ipo", note="IPO on all pairs"),
@@ -259,6 +265,9 @@ ARMS: dict[str, Arm] = {
     "rule-fused": _selects(
         rule="external", scored=True, note="these scores and the implicit margins"
     ),
+    "fill-kept": _fills("kept", "kept pairs again"),
+    "fill-both": _fills("kept_and_bootstrapped", "kept and bootstrapped pairs again"),
+    "fill-next": _fills("next_best", "the next-best pairs without a negative margin"),
     "judge-gold": _judged("gold", "gold ranks the fresh answers"),
     "judge-gold-errors": _judged("gold_with_errors", "gold with 20% errors ranks them"),
 }

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from sera_plugin.commands.dataset_card import BOOTSTRAPPED, FILES, OFFLINE, dataset_card
 from sera_plugin.data.candidates import Source
 from sera_plugin.data.columns import TEXTS, BootstrappedPairs, ExportedPairs, Margins, Pairs, Rows
+from sera_plugin.data.metrics import SET_ASIDE
 from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
+from sera_plugin.data.rounds import full_round
 from sera_plugin.runtime.errors import RunError, first_line
 
 
@@ -75,7 +77,7 @@ def export_round(run: RunFiles, number: int, form: str, out: Path) -> Exported:
 
 
 def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
-    """The rows of a round in training order; those of a warm-up round in the order of D."""
+    """The rows of a round in training order."""
     texts = run.pairs(Pairs.EXAMPLE_ID, Pairs.PROMPT, Pairs.CHOSEN, Pairs.REJECTED)
     if texts is None:
         raise RunError(
@@ -84,8 +86,10 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
         )
     pairs = {row[Pairs.EXAMPLE_ID]: row for row in texts.to_pylist()}
     if not stored.reviewed:
-        for example_id in pairs:
-            yield _offline(pairs, example_id, None, swapped=False, filled=False)
+        aside, seed = stored.summary.get(SET_ASIDE), run.settings.get("seed", 0)
+        bad = aside if isinstance(aside, list) else ()
+        for row in full_round(tuple(pairs), seed, stored.number, bad):
+            yield _offline(pairs, row.example_id, None, swapped=False, filled=row.filled)
         return
     names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
     review = stored.table(Margins, *names)

@@ -18,6 +18,9 @@ QUANTILES = (5, 25, 50, 75, 95)
 SET = "<set>"
 """Stands in a metric's name for the name of an evaluation set."""
 
+SET_ASIDE = "set_aside_ids"
+"""Key in the summary of a round on all of D: ids of the pairs that it left out, if any."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -55,7 +55,7 @@ class StoredRound:
         """
         stored = (column for column in columns or Rows if column is not Rows.FILLED)
         table = self.table(Rows, *dict.fromkeys([Rows.KEY, *stored]))
-        filled = [in_place_of_another(key) for key in table[Rows.KEY].to_pylist()]
+        filled = [in_place_of_another(str(key)) for key in table[Rows.KEY].to_pylist()]
         return table.append_column(Rows.FILLED, pa.array(filled, pa.bool_()))
 
     @property

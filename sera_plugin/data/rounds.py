@@ -157,11 +157,11 @@ def full_round(
         ids: all offline ids.
         seed: the run's seed.
         round_number: the round.
-        bad: ids that can't be trained on; other pairs come twice in their place.
+        bad: ids that can't be trained on; other pairs come twice in their places.
     """
     good = tuple(example_id for example_id in ids if example_id not in bad)
     order = permutation([f"{i}/offline" for i in good], seed, round_number, "order")
-    again = [good[order[i % len(good)]] for i in range(len(ids) - len(good))]
+    again = [good[i] for i in islice(cycle(order), len(ids) - len(good))]
     rows = [RoundRow(f"{good[i]}/offline", good[i]) for i in order]
     return rows + [RoundRow(f"{i}/offline/again-{n}", i) for n, i in enumerate(again)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sera_plugin.data.margins import PairLogps, overlap
-from sera_plugin.data.metrics import METRICS, QUANTILES, SET
+from sera_plugin.data.metrics import METRICS, QUANTILES, SET, SET_ASIDE
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.review import Review
@@ -82,6 +82,11 @@ def review_metrics(
 def full_round_metrics(number: int, size: int, bad: int) -> dict[str, float]:
     """Numbers of a round on all ``size`` pairs of D, ``bad`` of which were set aside."""
     return {"round": float(number), "kept": float(size - bad), "filled": float(bad)}
+
+
+def full_round_text(bad: Collection[str]) -> dict[str, list[str]]:
+    """Which pairs a round on all of D left out, for the stored summary; empty if none."""
+    return {SET_ASIDE: sorted(bad)} if bad else {}
 
 
 def warn_of_set_aside(metrics: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sera_plugin.data.columns import Pairs
@@ -17,7 +17,7 @@ from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import RoundRecord
 from sera_plugin.data.texts import write_pairs
 from sera_plugin.host.rounds import Start
-from sera_plugin.review.metrics import full_round_metrics
+from sera_plugin.review.metrics import full_round_metrics, full_round_text
 from sera_plugin.runtime.errors import SeraConfigError, StoreError
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
@@ -80,19 +80,19 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
         return False
 
 
-def complete_summaries(run: Run, epochs_done: int, bad: int) -> None:
+def complete_summaries(run: Run, epochs_done: int, bad: Collection[str]) -> None:
     """Write what a kill between the checkpoint of a warm-up round's end and its summary left out.
 
     Args:
         run: the run.
         epochs_done: rounds that are complete.
-        bad: pairs that were set aside.
+        bad: ids of the pairs that were set aside.
     """
     if run.is_main:
         for size in run.schedule.rounds[:epochs_done]:
             if not size.reviewed:
-                summary = full_round_metrics(size.number, size.total, bad)
-                run.store.update_summary(size.number, summary)
+                summary = full_round_metrics(size.number, size.total, len(bad))
+                run.store.update_summary(size.number, summary | full_round_text(bad))
 
 
 def last_review(run: Run, where: Start) -> RoundRecord | None:

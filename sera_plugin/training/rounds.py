@@ -27,7 +27,13 @@ from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.host.rounds import Refining, Start
 from sera_plugin.review.bootstrap import Past
-from sera_plugin.review.metrics import first_spread, full_round_metrics, review_metrics, table_text
+from sera_plugin.review.metrics import (
+    first_spread,
+    full_round_metrics,
+    full_round_text,
+    review_metrics,
+    table_text,
+)
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
@@ -223,8 +229,10 @@ class ReviewedRounds:
         run.stop.check()
         run.weights.check(self._step)
         seconds = time.perf_counter() - self._started
+        bad, aside = self._found.bad_ids, {}
         if not run.schedule.rounds[number - 1].reviewed:
-            summaries.append(full_round_metrics(number, len(run.pairs), len(self._found.bad_ids)))
+            summaries.append(full_round_metrics(number, len(run.pairs), len(bad)))
+            aside = full_round_text(bad)
         summaries[-1]["seconds_training"] = seconds
         speed = (self._trainer.trained_tokens - self._tokens_before) / max(seconds, 1e-9)
         more = {"seconds_training": seconds, "tokens_per_second_training": speed}
@@ -232,7 +240,7 @@ class ReviewedRounds:
             more |= run.refiner.close_round()
         self._log(more)
         if run.is_main:
-            run.store.update_summary(number, summaries[-1] | more)
+            run.store.update_summary(number, summaries[-1] | more | aside)
             write_log(run.store.root, self._trainer.state.log_history)
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ def score_reference(run: Run, found: Found) -> None:
 
 def restore(run: Run, found: Found, start: Start) -> None:
     """Take the last review's results from the store when a run is resumed."""
-    complete_summaries(run, start.epochs_done, len(found.bad_ids))
+    complete_summaries(run, start.epochs_done, found.bad_ids)
     record = last_review(run, start)
     number = start.within or start.epochs_done
     reviewed = number if record is not None else start.epochs_done

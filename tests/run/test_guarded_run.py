@@ -7,17 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import assets
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from command_line import MakeConfig, RunCli, output_dir
+from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.cli
 HERE = Path(__file__).parent
 SHIM = {"PYTHONPATH": f"{HERE.parent / 'support'}{os.pathsep}{HERE.parents[1]}"}
 TRAIN = ("--launcher", "python")
+PARTS = ("kept", "bootstrapped", "filled", "filled_negative")
 
 
 def candidates(run: Path, number: int = 2) -> list[dict[str, Any]]:
@@ -155,3 +157,50 @@ def test_a_resumed_run_decides_the_same(
     assert (there / "adapter_model.safetensors").read_bytes() == (
         here / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_a_round_that_the_guard_lets_nothing_into_trains_on_no_doubted_pair(
+    config: MakeConfig, run_cli: RunCli, tmp_path: Path
+) -> None:
+    pairs = list(assets.pairs(64))
+    for pair in pairs[::3]:
+        pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+    path = config(
+        drop=("test_datasets", "evals_per_epoch"),
+        datasets=[dataset_entry(assets.write_jsonl(tmp_path / "wrong.jsonl", pairs))],
+        num_epochs=2,
+        learning_rate=5e-3,
+        sera={
+            "selection": {"keep": 0.5},
+            "bootstrap": {"max_new_tokens": 4, "guard": {"max_drift": 1e-6}},
+        },
+    )
+    out = run_cli("train", path, *TRAIN)
+    run, found = output_dir(path), summary(output_dir(path), 2)
+    kept, planned = 32, 19
+    assert [found[name] for name in PARTS] == [kept, 0, planned, 0]
+    table = pq.read_table(run / "sera/round-02/margins.parquet").to_pylist()
+    margin = {row["example_id"]: row["ensembled_margin"] for row in table}
+    # The next-best pairs, which the policy doubts, would have filled the round.
+    assert sorted(margin.values(), reverse=True)[kept + planned - 1] < 0
+    rows = pq.read_table(run / "sera/round-02/rows.parquet").to_pylist()
+    assert len(rows) == kept + planned
+    assert min(margin[row["example_id"]] for row in rows) >= 0
+    assert {row["example_id"] for row in rows} == {
+        row["example_id"] for row in table if row["kept"]
+    }
+    best = sorted(margin, key=lambda example_id: margin[example_id], reverse=True)[:planned]
+    assert {row["example_id"] for row in rows if row["filled"]} == set(best)
+    # Whoever asks is told the same.
+    said = " ".join(out.split())
+    assert f"trains on {len(rows)} rows: {kept} kept, 0 bootstrapped, {planned} filled;" in said
+    log = json.loads((run / "sera/log.json").read_text())
+    (logged,) = (entry for entry in log if "sera/filled" in entry)
+    assert [logged[f"sera/{name}"] for name in PARTS] == [kept, 0, planned, 0]
+    run_cli("sera", "export", run, "--round", "2", "--out", tmp_path / "set")
+    lines = (tmp_path / "set/train.jsonl").read_text().splitlines()
+    exported = [json.loads(line) for line in lines]
+    assert [(row["example_id"], row["filled"]) for row in exported] == [
+        (row["example_id"], row["filled"]) for row in rows
+    ]
+    assert f"| filled, of all these | {planned} |" in (tmp_path / "set/README.md").read_text()

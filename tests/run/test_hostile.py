@@ -178,6 +178,10 @@ def test_pairs_without_numbers_are_set_aside_counted_and_told(hostile: tuple[Pat
     assert len(bad) == BAD_PAIRS
     summary = strict((folder / "summary.json").read_text())
     assert summary["set_aside"] == BAD_PAIRS
+    assert summary["kept"] == len(table) - BAD_PAIRS
+    warm_up = strict((folder.with_name("round-01") / "summary.json").read_text())
+    assert (warm_up["kept"], warm_up["filled"]) == (len(table) - BAD_PAIRS, BAD_PAIRS)
+    assert warm_up["set_aside_ids"] == sorted(bad)
     assert summary["set_aside_eval"] == BAD_EVALUATION_PAIRS
     assert summary["set_aside_answers"] > 0
     assert all(math.isfinite(value) for value in summary.values() if isinstance(value, float))
@@ -185,6 +189,8 @@ def test_pairs_without_numbers_are_set_aside_counted_and_told(hostile: tuple[Pat
     assert "'set_aside_answers'" in out
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     assert not bad & {row["example_id"] for row in rows if row["chosen_ids"] is None}
+    assert summary["filled"] == BAD_PAIRS + summary["shortfall"]
+    assert summary["filled"] == sum(row["filled"] for row in rows)
     candidates = pq.read_table(folder / "candidates.parquet").to_pylist()
     for name in ("policy_logp", "reference_logp", "log_ratio", "reward"):
         assert all(math.isfinite(candidate[name]) for candidate in candidates)

@@ -113,7 +113,10 @@ def test_a_rule_trains_on_real_data(name, base, config, run_cli, tmp_path, measu
     rows = pq.read_table(sera / "round-02" / "rows.parquet").to_pandas()
     summary = json.loads((sera / "round-02" / "summary.json").read_text())
     count = len(table)
-    assert len(rows) == summary["kept"]
+    assert len(rows) == summary["kept"] + summary["filled"]
+    assert summary["kept"] == table.kept.sum()
+    assert summary["filled"] == rows.filled.sum()
+    assert summary["filled_negative"] == 0
     assert set(table.example_id[table.kept]) == set(rows.example_id)
     kept, left = table[table.kept], table[~table.kept]
     margin = table.ensembled_margin
@@ -135,6 +138,7 @@ def test_a_rule_trains_on_real_data(name, base, config, run_cli, tmp_path, measu
         assert (kept.ensembled_margin > 0).all()
         assert (left.ensembled_margin <= 0).all()
         assert 0 < len(kept) < count == len(rows)
+        assert set(rows.example_id[rows.filled]) <= set(kept.example_id)
         assert summary["eligible"] == len(kept)
     elif name.startswith("lossdiff"):
         assert "LossDiff: the auxiliary policy is aligned on 16 evaluation pairs" in printed

@@ -13,6 +13,8 @@ from datasets import load_dataset
 from runs_on_disk import texts, write_run
 
 from sera_plugin.commands.cli import sera
+from sera_plugin.data.rounds import full_round
+from sera_plugin.data.store import RunStore
 
 
 def export(*args: str | Path) -> Result:
@@ -75,7 +77,38 @@ def test_swapped_pairs_are_swapped(tmp_path: Path) -> None:
 def test_warm_up_round_is_the_whole_dataset(run: Path, tmp_path: Path) -> None:
     assert export(run, "--round", "1", "--out", tmp_path / "all").exit_code == 0
     rows = [json.loads(line) for line in (tmp_path / "all/train.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == [row["prompt"] for row in texts(40)]
+    assert sorted(row["prompt"] for row in rows) == sorted(row["prompt"] for row in texts(40))
+    assert not any(row["filled"] for row in rows)
+
+
+def test_warm_up_round_is_what_was_trained_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out")
+    RunStore(run).update_summary(1, {"set_aside_ids": ["id000003", "id000005"]})
+    assert export(run, "--round", "1", "--out", tmp_path / "set").exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "set/train.jsonl").read_text().splitlines()]
+    ids = tuple(f"id{number:06d}" for number in range(40))
+    trained = full_round(ids, 0, 1, ("id000003", "id000005"))
+    assert [(row["example_id"], row["filled"]) for row in rows] == [
+        (row.example_id, row.filled) for row in trained
+    ]
+    assert sum(row["filled"] for row in rows) == 2
+    assert "| filled, of all these | 2 |" in (tmp_path / "set/README.md").read_text()
+
+
+def test_filled_rows_are_marked_also_in_runs_of_earlier_versions(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out")
+    path = run / "sera/round-02/rows.parquet"
+    table = pq.read_table(path)
+    keys = table["key"].to_pylist()
+    first = keys.index(next(key for key in keys if key.endswith("/offline")))
+    keys[first] += "/2"
+    old = table.set_column(0, "key", [keys]).drop_columns(["filled"])
+    for name, stored in {"old": old, "new": old.append_column("filled", [[False] * 40])}.items():
+        pq.write_table(stored, path)
+        assert export(run, "--round", "2", "--out", tmp_path / name).exit_code == 0
+        lines = (tmp_path / name / "train.jsonl").read_text().splitlines()
+        marked = [json.loads(line)["filled"] for line in lines]
+        assert [i for i, filled in enumerate(marked) if filled] == [first]
 
 
 def test_card(run: Path, tmp_path: Path) -> None:

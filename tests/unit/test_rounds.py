@@ -141,6 +141,16 @@ def test_a_full_round_holds_every_pair_once_in_the_same_order(count, draw):
     assert full_round(draw.sample(ids, count), 42, 1) == rows
 
 
+@given(st.sets(st.integers(0, 19)), st.randoms())
+def test_pairs_that_are_set_aside_are_filled_by_others(numbers, draw):
+    ids = [f"{i:03}" for i in range(20)]
+    bad = {ids[i] for i in numbers} - {ids[7]}
+    rows = full_round(draw.sample(ids, 20), 42, 1, bad)
+    assert len({row.key for row in rows}) == len(rows) == 20
+    assert {row.example_id for row in rows} == set(ids) - bad
+    assert sum(row.filled for row in rows) == len(bad)
+
+
 PAIRS = Dataset.from_dict(
     {
         "prompt_ids": [[1], [1, 2], [1, 2, 3]],

@@ -134,6 +134,9 @@ def test_a_threshold_that_nobody_passes_falls_back_to_the_largest():
     choice = chosen(settings_of(rule="threshold", threshold=5), MARGIN, 2)
     assert choice.passed == 0
     assert kept(choice) == {"a", "c"}
+    # Not to those that the policy doubts, unless it doubts all.
+    assert kept(chosen(settings_of(rule="threshold", threshold=5), MARGIN, 4)) == {"a", "c", "d"}
+    assert kept(chosen(settings_of(rule="threshold", threshold=5), MARGIN - 9, 2)) == {"a", "c"}
 
 
 def test_a_threshold_that_few_pass_keeps_fewer():
