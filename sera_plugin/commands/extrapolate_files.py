@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from sera_plugin.data.reader import read_json
 from sera_plugin.runtime.errors import RunError, first_line, what_happened
-from sera_plugin.runtime.files import put_in_place, sealed, sync_folder, unseal, write_synced
+from sera_plugin.runtime.files import put_in_place, sealed, sync, unseal, write_synced
 
 MANIFEST = "extrapolation.json"
 MODEL, ADAPTER = "model", "adapter_model"
@@ -220,7 +220,7 @@ def appearing(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
                 os.fsync(file.fileno())
         sums = {path.name: digest_of(path) for path in paths}
         write_synced(building / MANIFEST, sealed({**facts, "files": sums}))
-        sync_folder(building)
+        sync(building)
         put_in_place(building, target)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or first_line(error)

@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 
 from sera_plugin.data.columns import TEXTS
 from sera_plugin.data.ids import example_ids
 from sera_plugin.data.margins import PairLogps, check_numbers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 

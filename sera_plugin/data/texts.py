@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from sera_plugin.data.columns import TEXTS, Pairs
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.runtime.files import explained, replacing, write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOG_FILE = "log.json"
 BATCH = 10_000

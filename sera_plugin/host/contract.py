@@ -124,7 +124,7 @@ TOUCHES = (
     Touch(f"{_DPO}_tokenizer", "give _prepare_dataset the one thing that it needs of a trainer",
           "audit and plan can't tokenize"),
     Touch("trl.trainer.dpo_trainer.selective_log_softmax",
-          "score with the function of the loss, which Axolotl does not patch",
+          "measure batches with the function of the loss, which Axolotl does not patch",
           "margins differ from what the loss sees"),
     Touch("trl.trainer.utils.use_adapter", "score πref with the policy's adapter off",
           "an adapter's reference is the policy itself"),

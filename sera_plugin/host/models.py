@@ -23,7 +23,7 @@ from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.weights import content_of, named_weights, pieces_of
 
-__all__ = ["disable_gradient_checkpointing", "selective_log_softmax", "use_adapter"]
+__all__ = ["disable_gradient_checkpointing", "use_adapter"]
 
 
 # Neither changes log-probs, and the host sets both as it goes along.

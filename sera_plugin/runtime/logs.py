@@ -1,12 +1,21 @@
-"""Loggers that Axolotl's logging configuration shows."""
+"""Loggers that Axolotl's logging configuration shows; importing them takes no Axolotl."""
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
-from axolotl.utils.logging import get_logger
+
+class _MainProcess(logging.LoggerAdapter[logging.Logger]):
+    """Speaks on rank 0 alone; launchers set ``RANK``."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return os.environ.get("RANK", "0") == "0" and super().isEnabledFor(level)
 
 
 def logger(name: str) -> Any:
     """A logger below ``axolotl``: the host shows only its own loggers at level INFO."""
-    return get_logger(f"axolotl.{name}")
+    found = logging.getLogger(f"axolotl.{name}")
+    found.setLevel(logging.DEBUG)
+    return _MainProcess(found, {})

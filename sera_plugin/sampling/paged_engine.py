@@ -20,6 +20,7 @@ from sera_plugin.host.checks import sharded
 from sera_plugin.host.paged import PagedRequest, paged_answers
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.transformers_engine import TransformersEngine, only_drawn, warpers
+from sera_plugin.scoring.logps import causal_lm
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
@@ -61,8 +62,6 @@ class PagedEngine(TransformersEngine):
         Raises:
             RuntimeError: if an answer is missing, or memory runs out, or ``synced`` is asked for.
         """
-        from sera_plugin.scoring.logps import causal_lm  # after Axolotl patched TRL
-
         if synced:
             raise RuntimeError(
                 "sera.bootstrap.engine: transformers_paged can't sample from weights that are "

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from sera_plugin.host.cache import growing_cache
+from sera_plugin.scoring.logps import causal_lm, keeps_logits
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
@@ -205,8 +206,6 @@ class TransformersEngine:
         self, model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor
     ) -> DynamicCache | None:
         """Keys and values of all prompts but their last tokens."""
-        from sera_plugin.scoring.logps import causal_lm, keeps_logits  # after Axolotl patched TRL
-
         inner = causal_lm(model)
         if "past_key_values" not in inspect.signature(type(inner).forward).parameters:
             return None  # a model with a state of another kind, such as Mamba's

@@ -19,12 +19,12 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import gathered, shared, together
 from sera_plugin.sampling.vllm_protocol import OPTIONS, Probe, answers_of, options_for, prefixes_of
 from sera_plugin.sampling.vllm_weights import weights_of
+from sera_plugin.scoring.logps import Forward
+from sera_plugin.scoring.scorer import CompletionList, Scorer
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
     from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
-    from sera_plugin.scoring.logps import Forward
-    from sera_plugin.scoring.scorer import Scorer
 
 KEY = "sera.bootstrap.engine: vllm"
 
@@ -202,8 +202,6 @@ class VllmEngine:
             self.vllm.rest()
 
     def _check(self, forward: Forward, scorer: Scorer, prefixes: list[list[int]]) -> None:
-        from sera_plugin.scoring.scorer import CompletionList  # after Axolotl patched TRL
-
         asks = self._is_main or not self.has_server
         mine: Probe | None = together(
             lambda: Probe.of(self.vllm.generate(prefixes, OPTIONS), prefixes) if asks else None,

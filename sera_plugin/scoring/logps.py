@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from sera_plugin.host.models import answer_sums, selective_log_softmax
-
 Forward = Callable[..., Any]
 
 POSITIONS = 512
@@ -56,7 +54,7 @@ def watching(head: torch.nn.Module, wanted: torch.Tensor, tokens: torch.Tensor) 
             return logits
         picked = hidden[wanted]
         logps = [
-            selective_log_softmax(forward(part).float()[None], of_part[None])[0]
+            token_logps(forward(part)[None], of_part[None])[0]
             for part, of_part in zip(picked.split(POSITIONS), tokens.split(POSITIONS), strict=True)
         ]
         found.logps = logps
@@ -70,6 +68,22 @@ def watching(head: torch.nn.Module, wanted: torch.Tensor, tokens: torch.Tensor) 
             head.forward = forward
         else:
             del head.forward
+
+
+def token_logps(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log π of each token as the host's loss takes it, shape of ``tokens``; at least float32.
+
+    Args:
+        logits: what predicts each token, shape (rows, width, vocabulary).
+        tokens: int64, shape (rows, width).
+    """
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    # Row by row, so that no second tensor of all logits is made.
+    rows = [
+        row.gather(-1, of_row[:, None])[:, 0] - row.logsumexp(dim=-1)
+        for row, of_row in zip((row.to(precise) for row in logits), tokens, strict=True)
+    ]
+    return torch.stack(rows)
 
 
 def completion_logps(
@@ -100,7 +114,7 @@ def completion_logps(
     positions = wanted.any(dim=0).nonzero()
     first = 1 + (int(positions[0]) if len(positions) else wanted.shape[1])
     logits = _logits_from(forward, inputs, first)
-    logps = selective_log_softmax(logits, inputs["input_ids"][:, first:])
+    logps = token_logps(logits, inputs["input_ids"][:, first:])
     return sums.index_add(0, row_of, logps[is_answer[:, first:]].double().cpu())
 
 
@@ -116,7 +130,8 @@ def answer_logps(
         first: a position from 1 on before which no row has an answer's token.
     """
     logits = _logits_from(forward, inputs, first)
-    return answer_sums(logits, inputs["input_ids"][:, first:], is_answer[:, first:])
+    logps = token_logps(logits, inputs["input_ids"][:, first:]).double()
+    return logps.masked_fill(is_answer[:, first:] == 0, 0.0).sum(dim=1)
 
 
 def _logits_from(forward: Forward, inputs: Mapping[str, torch.Tensor], first: int) -> torch.Tensor:

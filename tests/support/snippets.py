@@ -19,6 +19,11 @@ def write_modules(page: Path, folder: Path) -> list[str]:
     return [name for name, _ in blocks]
 
 
+def python_blocks(page: Path) -> list[str]:
+    """The page's Python, in order."""
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
 def sera_blocks(page: Path) -> list[dict[str, Any]]:
     """The ``sera:`` blocks of the page's YAML, in order."""
     found = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
 from sera_plugin.runtime import progress
+from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.progress import PassProgress, clock_text
 
 
@@ -101,3 +103,11 @@ def test_a_pass_that_fails_is_not_said_to_be_done(said: list[str]) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert len(said) == 1
+
+
+def test_the_main_process_alone_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logger("sera_plugin.one")
+    assert log.logger.name == "axolotl.sera_plugin.one"
+    assert log.isEnabledFor(logging.INFO)
+    monkeypatch.setenv("RANK", "1")
+    assert not log.isEnabledFor(logging.ERROR)

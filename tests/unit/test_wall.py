@@ -24,7 +24,6 @@ FOLDER = Path(sera_plugin.__file__).parent
 PUBLIC = {
     "axolotl.cli.main": {"cli"},
     "axolotl.integrations.base": {"BasePlugin"},
-    "axolotl.utils.logging": {"get_logger"},
     "transformers": {
         "AutoConfig",
         "AutoModelForCausalLM",

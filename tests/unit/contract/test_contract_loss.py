@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+import torch
 import trl
 import trl.trainer.dpo_trainer
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
@@ -26,6 +27,7 @@ from trl.trainer import utils as trainer_utils
 from sera_plugin.host import models
 from sera_plugin.host.models import selective_log_softmax, whole_models
 from sera_plugin.host.round_trainer import RoundTrainer
+from sera_plugin.scoring.logps import token_logps
 
 pytestmark = pytest.mark.contract
 
@@ -196,12 +198,20 @@ def _base(target):
     return target
 
 
-def test_the_loss_uses_the_log_softmax_that_we_score_with():
+def test_the_loss_uses_the_log_softmax_that_we_measure_batches_with():
     symbol = "trl.trainer.dpo_trainer.selective_log_softmax"
     assert selective_log_softmax is trl.trainer.dpo_trainer.selective_log_softmax, breaks(symbol)
     assert calls(DPO._compute_loss, "selective_log_softmax"), breaks(symbol)
     assert calls(models.answer_sums, "selective_log_softmax"), breaks(symbol)
     assert names(trainer_utils.selective_log_softmax) == ["logits", "index"], breaks(symbol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_we_score_as_the_loss_does(dtype):
+    logits, tokens = torch.randn(3, 7, 50, dtype=dtype), torch.randint(50, (3, 7))
+    assert torch.equal(token_logps(logits, tokens), selective_log_softmax(logits, tokens))
+    half = logits.to(torch.bfloat16)
+    assert torch.equal(token_logps(half, tokens), selective_log_softmax(half.float(), tokens))
 
 
 def test_the_helpers_of_trl_have_the_parameters_that_we_pass():
