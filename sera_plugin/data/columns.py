@@ -146,6 +146,14 @@ class Rows(Column, file="rows.parquet"):
         "flipped", pa.bool_(),
         "whether the offline pair is trained on with its completions in each other's place",
     )
+    CHOSEN_SOURCE = (
+        "chosen_source", pa.string(),
+        "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
+    )
+    REJECTED_SOURCE = (
+        "rejected_source", pa.string(),
+        "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
+    )
 
 
 class Candidates(Column, file="candidates.parquet"):

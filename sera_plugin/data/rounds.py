@@ -64,7 +64,8 @@ def compose(
 class RoundRow:
     """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens.
 
-    An offline pair that is ``flipped`` is trained on with its answers in each other's place.
+    An offline pair that is ``flipped`` is trained on with its answers in each other's place. Of a
+    bootstrapped pair it is known who wrote the answers, as ``Source``.
     """
 
     key: str
@@ -74,6 +75,8 @@ class RoundRow:
     ref_chosen_logp: float | None = None
     ref_rejected_logp: float | None = None
     flipped: bool = False
+    chosen_source: str | None = None
+    rejected_source: str | None = None
 
 
 def offline_example(key: str) -> str | None:
@@ -113,6 +116,8 @@ def rows_of(
                 pair.rejected.token_ids,
                 ref_chosen_logp=logps[0],
                 ref_rejected_logp=logps[1],
+                chosen_source=pair.chosen.source.value,
+                rejected_source=pair.rejected.source.value,
             )
         )
     order = permutation([row.key for row in rows], seed, round_number, "order")

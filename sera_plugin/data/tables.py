@@ -51,6 +51,14 @@ class ReviewTable:
     measured_in: np.ndarray
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def signal(self, name: str) -> np.ndarray:
+        """The numbers of a signal; ``margin`` is always there.
+
+        Raises:
+            KeyError: if it was not measured.
+        """
+        return self.margin if name == "margin" else self.signals[name]
+
     def to_arrow(self) -> pa.Table:
         return pa.table(
             {
@@ -136,7 +144,7 @@ def read_record(files: Mapping[str, bytes]) -> RoundRecord:
     margins, rows = (pq.read_table(io.BytesIO(files[name])) for name in NEEDED)
     return RoundRecord(
         ReviewTable.from_arrow(margins),
-        [RoundRow(*(_frozen(row[column]) for column in Rows)) for row in rows.to_pylist()],
+        [RoundRow(*(_frozen(row.get(column)) for column in Rows)) for row in rows.to_pylist()],
     )
 
 

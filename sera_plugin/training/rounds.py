@@ -37,7 +37,14 @@ from sera_plugin.training.costs import estimate_text
 from sera_plugin.training.publish import publish
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary
-from sera_plugin.training.state import Found, keep_policy, restore, score_reference
+from sera_plugin.training.state import (
+    Found,
+    keep_policy,
+    restore,
+    restore_terms,
+    save_terms,
+    score_reference,
+)
 from sera_plugin.training.terms.term import Objective, Opening
 
 LOG = logger(__name__)
@@ -105,6 +112,8 @@ class ReviewedRounds:
         if rounds_left:
             score_reference(run, self._found)
         restore(run, self._found, start)
+        if run.objective is not None and start.checkpoint is not None:
+            restore_terms(run.objective, start.checkpoint)
         self._score_evaluation_reference()
         if rounds_left:
             self._start_recording(start.checkpoint)
@@ -209,6 +218,8 @@ class ReviewedRounds:
             recorded = self._recorder.merged()
             if self.run.is_main:
                 recorded.save(folder)
+        if self.run.objective is not None and self.run.is_main:
+            save_terms(self.run.objective, folder)
 
     def checkpoint_saved(self) -> None:
         if self.run.is_main:

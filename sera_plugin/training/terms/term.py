@@ -110,6 +110,16 @@ class Term:
         """What determines the term beside its settings, as JSON; a resumed run must have it too."""
         return {}
 
+    def state(self) -> Mapping[str, Any]:
+        """What the updates so far have changed in the term, as JSON, alike on every rank.
+
+        A checkpoint keeps it.
+        """
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state`` gave when the checkpoint was made that is resumed."""
+
     def open_round(self, opening: Opening) -> None:
         """Called before the first update of a round, or of what is left of it."""
 
