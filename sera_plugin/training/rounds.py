@@ -34,7 +34,7 @@ from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
-from sera_plugin.training.publish import publish
+from sera_plugin.training.publish import add_terms_to_card, publish
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary
 from sera_plugin.training.state import (
@@ -243,6 +243,9 @@ class ReviewedRounds:
         if run.is_main:
             run.store.update_summary(number, summaries[-1] | more)
             write_log(run.store.root, self._trainer.state.log_history)
+
+    def add_to_card(self, card: Path) -> None:
+        add_terms_to_card(self.run, card)
 
     def close(self) -> None:
         run = self.run

@@ -217,6 +217,18 @@ def settings_of(term: LossTerm) -> Any:
     return validated(term_class(term.name).Settings, term.settings, ("loss", term.name))
 
 
+def described(terms: Sequence[LossTerm]) -> list[dict[str, Any]]:
+    """Name, settings with their defaults, and paper of every term, as JSON."""
+    return [
+        {
+            "name": term.name,
+            "settings": settings_of(term).model_dump(),
+            "paper": term_class(term.name).paper or None,
+        }
+        for term in terms
+    ]
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss of a run with terms.

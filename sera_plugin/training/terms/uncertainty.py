@@ -91,10 +91,11 @@ class Uncertainty(Term):
                     f"{KEY}.signals: {settings.signals} can't be used with spread: signals; name "
                     "two signals or more."
                 )
-        if (settings.spread == "column") != (settings.column is not None):
+        column, spread = settings.column or "null", settings.spread
+        if (spread == "column") != (settings.column is not None):
             raise SeraConfigError(
-                f"{KEY}.column: {settings.column} can't be used with spread: {settings.spread}; "
-                "the two belong together."
+                f"{KEY}.column: {column} can't be used with spread: {spread}; the two belong "
+                "together."
             )
 
     @classmethod
