@@ -7,8 +7,8 @@
     use: flip     w·ℓ(m) + (1 − w)·ℓ(−m), ℓ the base
 
 ``source: on_the_fly`` is RE-PO (arXiv 2509.24159), with ``use: flip`` alone: w is found anew at
-every step (eq. 4), from the policy's margin and η, the share of right labels, which follows the
-mean of w (eq. 7); ``momentum`` is the paper's α.
+every step (eq. 4), from the policy's margin m, as terms before this one have shifted it, and η, the
+share of right labels, which follows the mean of w (eq. 7); ``momentum`` is the paper's α.
 
     w = p·η / [p·η + (1 − p)·(1 − η)],   p = σ(ℓ(−m) − ℓ(m)),   η ← (1 − α)·η + α·mean(w)
 
