@@ -176,13 +176,8 @@ def test_zero3_finds_what_one_process_finds(
         micro_batch_size=2,
         deepspeed=zero_config(tmp_path, 3),
     )
-    run_cli(
-        "train",
-        both,
-        *TORCHRUN,
-        env=RANKS | {"PYTHONPATH": os.pathsep.join([RANKS["PYTHONPATH"], str(tmp_path)])},
-        timeout=300,
-    )
+    path = os.pathsep.join([RANKS["PYTHONPATH"], str(tmp_path)])
+    run_cli("train", both, *TORCHRUN, env=RANKS | {"PYTHONPATH": path}, timeout=300)
     found, expected = logs(output_dir(both)), logs(output_dir(alone))
     assert len(found) == len(expected) > 6
     names = ("loss", "posterior/right", "uncertainty/spread", "offset/mean", "explore/log_ratio",
