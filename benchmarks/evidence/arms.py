@@ -142,16 +142,22 @@ best of four. So with p = `good` the prompt p⊕x is one of them, word for word.
 """
 
 
-def _refined(keep: float, loss: str) -> Arm:
-    """Refinement alone, or with selection; λ well below the smallest β of DPO."""
-    refine = {"prompt": "good\n", "weight": 0.01 if loss == "dpo" else 0.1}
-    alone = "alone" if keep == 1 else "with selection"
+LAMBDAS = (0.1, 0.3, 0.5, 1.0)
+"""The weights of Δ that the paper chose from."""
+
+
+def _refined(loss: str, weight: float, keep: float = 1.0, baseline: str = "reference") -> Arm:
+    """Refinement with λ = ``weight`` alone, or with selection."""
+    refine = {"prompt": "good\n", "placement": "system", "weight": weight, "baseline": baseline}
+    alone = "" if keep == 1 else ", with selection"
+    other = "" if baseline == "reference" else f", baseline {baseline}"
     return Arm(
         _sera(keep=keep, fraction=0.0, refine=refine),
         loss=loss,
         tuned_as=loss if keep == 1 else {"dpo": "select", "ipo": "select-ipo"}[loss],
-        note=f"Sr-{loss.upper()} {alone}",
+        note=f"Sr-{loss.upper()}, λ = {weight:.1g}{other}{alone}",
         more=ASKS_FOR_QUALITY,
+        scored=True,
     )
 
 
@@ -226,10 +232,13 @@ ARMS: dict[str, Arm] = {
         tuned_as="sera",
         note="reference: previous policy",
     ),
-    "sr-dpo": _refined(1.0, "dpo"),
-    "sr-ipo": _refined(1.0, "ipo"),
-    "sr-dpo-select": _refined(KEEP, "dpo"),
-    "sr-ipo-select": _refined(KEEP, "ipo"),
+    **{f"sr-dpo-{weight:g}": _refined("dpo", weight) for weight in LAMBDAS},
+    **{f"sr-ipo-{weight:g}": _refined("ipo", weight) for weight in LAMBDAS},
+    "sr-dpo-zero": _refined("dpo", 1e-12),
+    "sr-dpo-plain": _refined("dpo", 0.3, baseline="plain"),
+    "sr-dpo-none": _refined("dpo", 0.1, baseline="none"),
+    "sr-dpo-select": _refined("dpo", 0.3, KEEP),
+    "sr-ipo-select": _refined("ipo", 0.3, KEEP),
     "reference-length-auto": Arm(
         _sera(bootstrap={**BY_REFERENCE, "length_penalty": "auto"}),
         tuned_as="sera",

@@ -68,6 +68,14 @@ def rounds(output: Path, data: Path, world: World) -> list[dict[str, Any]]:
     return found
 
 
+def refined(output: Path) -> dict[str, float]:
+    """Statistics of Δ in a run's last round, with scores that the loss doesn't see."""
+    last = sorted((output / "sera").glob("round-*"))[-1]
+    summary = json.loads((last / "summary.json").read_text(encoding="utf-8"))
+    names = ("delta_mean", "delta_std", "delta_margin_correlation", "delta_score_correlation")
+    return {name: summary[name] for name in (*names, "margin_score_correlation") if name in summary}
+
+
 def _round(
     folder: Path,
     flipped: dict[str, bool],

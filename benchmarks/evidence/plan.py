@@ -29,7 +29,7 @@ VARIANTS = (
     "sera-tight",
     "reference-length-auto",
 )
-REFINED = ("sr-dpo", "sr-ipo", "sr-dpo-select", "sr-ipo-select")
+REFINED = tuple(name for name in ARMS if name.startswith(("sr-dpo", "sr-ipo")))
 
 Plan = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -81,6 +81,8 @@ def execute(run: Run, settings: Settings, work: Path, *, keep: bool = False) -> 
         del result["gold"]
     data = Path(config["datasets"][0]["path"])
     result["rounds"] = artifacts.rounds(folder / "out", data, World(run.seed))
+    if "refine" in (ARMS[run.arm].sera or {}):
+        result["refined"] = artifacts.refined(folder / "out")
     if not keep:
         shutil.rmtree(folder)
     result["cpu_seconds"] = round(time.process_time(), 1)

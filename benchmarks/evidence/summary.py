@@ -236,7 +236,8 @@ def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
 
 def _told(arm: str) -> bool:
     """Whether an arm hears of the gold reward, if only through a judge who errs."""
-    return ARMS[arm].scored or arm.startswith("judge-")
+    told = ARMS[arm].scored and "refine" not in (ARMS[arm].sera or {})
+    return told or arm.startswith("judge-")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

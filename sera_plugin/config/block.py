@@ -98,9 +98,10 @@ class SeraConfig(Block):
     @property
     def terms(self) -> tuple[LossTerm, ...]:
         """The terms of the loss; the `refine` block, if it has any effect, is the first."""
+        listed = tuple(LossTerm(*pair) for one in self.loss for pair in one.items())
         if self.refine is None or self.refine.weight == 0:
-            return tuple(self.loss)
-        return (LossTerm(name="refine", settings=self.refine), *self.loss)
+            return listed
+        return (LossTerm("refine", self.refine), *listed)
 
     @property
     def refinement(self) -> RefineConfig | None:
@@ -112,7 +113,7 @@ class SeraConfig(Block):
 
     @model_validator(mode="after")
     def _refined_once(self) -> SeraConfig:
-        if self.refine is not None and any(term.name == "refine" for term in self.loss):
+        if self.refine is not None and any("refine" in one for one in self.loss):
             raise SeraConfigError(
                 "sera.refine and the term refine of sera.loss are the same; write one of them."
             )

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_serializer
+from pydantic import BeforeValidator
 
-from sera_plugin.config.fields import Block, shown
+from sera_plugin.config.fields import shown
 from sera_plugin.config.parts import TERMS
 from sera_plugin.runtime.errors import SeraConfigError
 
 
-class LossTerm(Block):
-    """One term: its name, or the path of one of the user's own, and its settings as written."""
+@dataclass(frozen=True)
+class LossTerm:
+    """One term.
+
+    Attributes:
+        name: its name, or the path of one of the user's own.
+        settings: its settings as written, or as its class has read them.
+    """
 
     name: str
-    settings: Any = Field(default_factory=dict)
-
-    @model_serializer
-    def _as_written(self) -> dict[str, Any]:
-        return {self.name: self.settings}
+    settings: Any
 
 
-def _term(raw: Any) -> Any:
-    """A term from how the YAML names it: ``name``, or ``name: {key: value}``.
+def _term(raw: Any) -> dict[str, Any]:
+    """A term as ``{name: settings}`` from how the YAML names it: ``name``, or that.
 
     Raises:
         SeraConfigError: one sentence.
     """
-    if isinstance(raw, LossTerm):
-        return raw
     name: Any = raw
     settings: Any = {}
     if isinstance(raw, Mapping) and len(raw) == 1:
@@ -45,7 +46,7 @@ def _term(raw: Any) -> Any:
             f"sera.loss.{shown(name).strip(chr(39))}: {shown(settings)} is not allowed; it must be "
             "a block of keys."
         )
-    return {"name": TERMS.check(name), "settings": {**(settings or {})}}
+    return {TERMS.check(name): {**(settings or {})}}
 
 
 def _terms(raw: Any) -> Any:
@@ -56,11 +57,14 @@ def _terms(raw: Any) -> Any:
             f"sera.loss: {shown(raw)} is not allowed; it must be a list of terms."
         )
     found = [_term(one) for one in raw]
-    names = [one.name if isinstance(one, LossTerm) else one["name"] for one in found]
+    names = [name for one in found for name in one]
     for name in names:
         if names.count(name) > 1:
             raise SeraConfigError(f"sera.loss: {name} is there twice; a term changes a loss once.")
     return found
 
 
-LossTerms = Annotated[list[LossTerm], BeforeValidator(_terms, json_schema_input_type=list[Any])]
+LossTerms = Annotated[
+    list[dict[str, Any]],
+    BeforeValidator(_terms, json_schema_input_type=list[str | dict[str, Any]]),
+]

@@ -186,7 +186,7 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(
     config: MakeConfig, run_cli: RunCli, llama: Path
 ) -> None:
     """bf16 and DeepSpeed, which this machine can't run, are planned all the same."""
-    sera = {"refine": {"prompt": "be kind"}}
+    sera = {"refine": {"prompt": "be kind", "placement": "system"}}
     path = config(bf16=True, micro_batch_size=1, gradient_accumulation_steps=1, sera=sera)
     keys = yaml.safe_load(path.read_text())
     keys["deepspeed"] = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}

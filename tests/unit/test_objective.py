@@ -264,7 +264,7 @@ def test_bad_settings_name_their_key() -> None:
         ({"weigth": 1}, "sera.loss.refine.weigth: 1 is not a key of SeRA; did you mean weight?"),
     ):
         with pytest.raises(SeraConfigError) as error:
-            settings_of(LossTerm(name="refine", settings=keys))
+            settings_of(LossTerm("refine", keys))
         assert str(error.value) == words
 
 
