@@ -410,7 +410,6 @@ def test_bad_refinement(refused: Start, refine: dict[str, Any], words: str):
             "sera.loss.uncertainty.column: sprd is no column of the training pairs, which have",
         ),
         ({"loss": ["nowhere:at_all"]}, "sera.loss: nowhere:at_all can't be imported"),
-        ({"loss": ["entrpy"]}, "sera.loss: 'entrpy' is unknown; did you mean entropy?"),
     ],
 )
 def test_bad_terms_of_the_loss(refused: Start, block: dict[str, Any], words: str):
@@ -420,9 +419,8 @@ def test_bad_terms_of_the_loss(refused: Start, block: dict[str, Any], words: str
 @pytest.mark.parametrize("name", ["entropy", "anchor", "posterior", "uncertainty", "explore"])
 def test_terms_beside_a_loss_without_a_base(refused: Start, name: str):
     sentence = refused(dpo_loss_type=["sigmoid_norm"], sera={"loss": [name]})
-    assert sentence.startswith(
-        f"dpo_loss_type: ['sigmoid_norm'] can't be used with sera.loss: {name}"
-    )
+    words = f"dpo_loss_type: ['sigmoid_norm'] can't be used with sera.loss: {name}, which"
+    assert sentence.startswith(words)
     assert sentence.endswith("allowed are sigmoid, ipo, hinge and robust.")
 
 

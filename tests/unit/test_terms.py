@@ -162,7 +162,7 @@ def test_anchor_holds_the_answer_that_is_believed() -> None:
     found = made("anchor", alpha=1.0)(step(weight=weight, flip=flip), None)
     chosen, rejected = -POLICY[:, 0] / 4, -POLICY[:, 1] / 2
     better = (1 - np.array(flip)) * chosen + np.array(flip) * rejected
-    assert float(found.extra) == pytest.approx(np.mean(weight * better))
+    assert float(found.extra.detach()) == pytest.approx(np.mean(weight * better))
 
 
 # --- offset -------------------------------------------------------------------------------------
