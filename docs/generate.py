@@ -6,12 +6,15 @@ written, and the exit status is 1 if a page is not what the package says.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sera_plugin.commands import schema
+from sera_plugin.config.parsing import allowed_at
+from sera_plugin.config.parts import TERMS
 from sera_plugin.data.columns import (
     BootstrappedPairs,
     Candidates,
@@ -19,14 +22,31 @@ from sera_plugin.data.columns import (
     Pairs,
     Refinement,
     Rows,
+    markdown,
 )
 from sera_plugin.data.metrics import metrics_as_markdown
+from sera_plugin.training.terms.term import term_class
 
 DOCS = Path(__file__).parent
 FILES = (Pairs, Margins, Rows, Candidates, BootstrappedPairs, Refinement)
 
+
+def terms_as_markdown() -> str:
+    """A table of the keys of every term that no block of the configuration has."""
+    rows = [
+        (f"`{name}.{key}`", f"`{json.dumps(field.default).strip(chr(34))}`", allowed_at((key,), model),
+         field.description or "")
+        for name in TERMS.names
+        if name != "refine"
+        for model in [term_class(name).Settings]
+        for key, field in model.model_fields.items()
+    ]  # fmt: skip
+    return markdown(("Key", "Default", "Allowed", "Meaning"), rows)
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "configuration": schema.markdown,
+    "terms": terms_as_markdown,
     "metrics": metrics_as_markdown,
     **{columns.file: columns.as_markdown for columns in FILES},
 }

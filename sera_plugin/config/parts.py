@@ -134,6 +134,12 @@ TERMS = Registry(
     "sera.loss",
     {
         "refine": "sera_plugin.training.terms.refine:Refine",
+        "entropy": "sera_plugin.training.terms.entropy:Entropy",
+        "anchor": "sera_plugin.training.terms.anchor:Anchor",
+        "offset": "sera_plugin.training.terms.offset:Offset",
+        "explore": "sera_plugin.training.terms.explore:Explore",
+        "posterior": "sera_plugin.training.terms.posterior:Posterior",
+        "uncertainty": "sera_plugin.training.terms.uncertainty:Uncertainty",
     },
 )
 """Subclasses of ``Term``; the user's own may be a function that maps a step to a step."""

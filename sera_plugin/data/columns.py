@@ -150,6 +150,14 @@ class Rows(Column, file="rows.parquet"):
         "filled", pa.bool_(),
         "whether the row takes the place of a pair that fell short (`selection.fill`)",
     )
+    CHOSEN_SOURCE = (
+        "chosen_source", pa.string(),
+        "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
+    )
+    REJECTED_SOURCE = (
+        "rejected_source", pa.string(),
+        "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
+    )
 
 
 class Candidates(Column, file="candidates.parquet"):

@@ -88,7 +88,8 @@ def _alike(
 class RoundRow:
     """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens.
 
-    An offline pair that is ``flipped`` is trained on with its answers in each other's place.
+    An offline pair that is ``flipped`` is trained on with its answers in each other's place. Of a
+    bootstrapped pair it is known who wrote the answers, as ``Source``.
     """
 
     key: str
@@ -98,6 +99,8 @@ class RoundRow:
     ref_chosen_logp: float | None = None
     ref_rejected_logp: float | None = None
     flipped: bool = False
+    chosen_source: str | None = None
+    rejected_source: str | None = None
 
     @property
     def filled(self) -> bool:
@@ -137,6 +140,8 @@ def rows_of(
             item.rejected.token_ids,
             ref_chosen_logp=chosen,
             ref_rejected_logp=rejected,
+            chosen_source=item.chosen.source.value,
+            rejected_source=item.rejected.source.value,
         )
 
     rows = [*map(row, composition.kept), *map(row, composition.bootstrapped)]

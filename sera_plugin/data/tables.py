@@ -57,6 +57,14 @@ class ReviewTable:
         turned = np.where(self.flipped, -self.ensembled, self.ensembled)
         return frozenset(self.ids[row] for row in np.flatnonzero(turned < 0))
 
+    def signal(self, name: str) -> np.ndarray:
+        """The numbers of a signal; ``margin`` is always there.
+
+        Raises:
+            KeyError: if it was not measured.
+        """
+        return self.margin if name == "margin" else self.signals[name]
+
     def to_arrow(self) -> pa.Table:
         return pa.table(
             {
@@ -143,7 +151,7 @@ def read_record(files: Mapping[str, bytes]) -> RoundRecord:
     return RoundRecord(
         ReviewTable.from_arrow(margins),
         [
-            RoundRow(**{field.name: _frozen(row[field.name]) for field in fields(RoundRow)})
+            RoundRow(**{field.name: _frozen(row.get(field.name)) for field in fields(RoundRow)})
             for row in rows.to_pylist()
         ],
     )

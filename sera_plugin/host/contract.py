@@ -103,6 +103,8 @@ TOUCHES = (
           "a run with sera trains with another trainer than one without"),
     Touch(f"{_DPO}compute_loss", "note the log-probs of batches, and put terms on the loss",
           "selection.source: training has no margins, terms have no effect"),
+    Touch(f"{_DPO}create_model_card", "name the terms of the loss in the model card",
+          "the card names the host's loss alone"),
     Touch(f"{_DPO}_metrics", "log the numbers of terms beside the host's own",
           "refine/* and the like are missing in the log"),
     Touch(f"{_DPO}aux_loss_enabled", "keep the router's loss beside terms",

@@ -127,6 +127,11 @@ class RoundTrainer(AxolotlDPOTrainer):
         self._saved_step = self.state.global_step
         self.rounds.checkpoint_saved()
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            self.rounds.add_to_card(Path(self.args.output_dir) / "README.md")
+
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         self.schedule = self.rounds.plan(self.batching)
         # Axolotl always passes max_steps, computed for rounds of equal size.

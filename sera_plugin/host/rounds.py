@@ -84,6 +84,9 @@ class Rounds(Protocol):
     def checkpoint_saved(self) -> None:
         """Called after every checkpoint."""
 
+    def add_to_card(self, card: Path) -> None:
+        """Called on the main process when the host has written a model card."""
+
 
 @dataclass(frozen=True)
 class Start:

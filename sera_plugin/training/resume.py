@@ -25,6 +25,7 @@ from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.version import __version__
 from sera_plugin.training.changes import batch_settings, compare
 from sera_plugin.training.run import Run
+from sera_plugin.training.terms.term import described
 
 LOG = logger(__name__)
 
@@ -122,6 +123,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "axolotl": importlib.metadata.version("axolotl"),
         "trl": importlib.metadata.version("trl"),
         "sera": run.config.model_dump(),
+        "terms": described(run.config.terms),
         "quality_prompt": None,
         "delta_baseline": None,
         **(run.objective.identity() if run.objective else {}),

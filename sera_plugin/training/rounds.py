@@ -41,10 +41,17 @@ from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
-from sera_plugin.training.publish import publish
+from sera_plugin.training.publish import add_terms_to_card, publish
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary
-from sera_plugin.training.state import Found, keep_policy, restore, score_reference
+from sera_plugin.training.state import (
+    Found,
+    keep_policy,
+    restore,
+    restore_terms,
+    save_terms,
+    score_reference,
+)
 from sera_plugin.training.terms.term import Objective, Opening
 
 LOG = logger(__name__)
@@ -112,6 +119,8 @@ class ReviewedRounds:
         if rounds_left:
             score_reference(run, self._found)
         restore(run, self._found, start)
+        if run.objective is not None and start.checkpoint is not None:
+            restore_terms(run.objective, start.checkpoint)
         self._score_evaluation_reference()
         if rounds_left:
             self._start_recording(start.checkpoint)
@@ -216,6 +225,8 @@ class ReviewedRounds:
             recorded = self._recorder.merged()
             if self.run.is_main:
                 recorded.save(folder)
+        if self.run.objective is not None and self.run.is_main:
+            save_terms(self.run.objective, folder)
 
     def checkpoint_saved(self) -> None:
         if self.run.is_main:
@@ -248,6 +259,9 @@ class ReviewedRounds:
     def leave(self) -> None:
         """Called when training has ended, in whatever way."""
         self._stop.uninstall()
+
+    def add_to_card(self, card: Path) -> None:
+        add_terms_to_card(self.run, card)
 
     def close(self) -> None:
         run = self.run

@@ -6,6 +6,7 @@ Collectives: those of scoring; what the main process reads is broadcast.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -13,13 +14,19 @@ from sera_plugin.data.margins import PairLogps, check_numbers
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.host.rounds import Start
 from sera_plugin.review.selection import History
+from sera_plugin.runtime.errors import StoreError, what_happened
+from sera_plugin.runtime.files import explained, sealed, unseal, write_synced
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.snapshot import Snapshot
 from sera_plugin.training.resume import complete_summaries, last_review
 from sera_plugin.training.run import Run
+from sera_plugin.training.terms.term import Objective
 
 LOG = logger(__name__)
+
+TERMS_FILE = "sera_terms.json"
+"""Where a checkpoint keeps what its updates have changed in the terms of the loss."""
 
 
 @dataclass
@@ -96,3 +103,35 @@ def keep_policy(run: Run, found: Found, number: int, *, resumed: bool = False) -
         run.policies.reference_snapshot = snapshot
     else:
         found.policy = snapshot
+
+
+def save_terms(objective: Objective, folder: Path) -> None:
+    """Write the state of terms that have one to a checkpoint that is not finished yet.
+
+    Raises:
+        StoreError: if the folder or the file can't be written.
+    """
+    states = [dict(term.state()) for term in objective.terms]
+    if any(states):
+        with explained(folder / TERMS_FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_synced(folder / TERMS_FILE, sealed({"terms": states}))
+
+
+def restore_terms(objective: Objective, checkpoint: Path) -> None:
+    """Give the terms the state that a checkpoint keeps.
+
+    Raises:
+        StoreError: if a term has one and the file is missing or is not what was written.
+    """
+    if not any(term.state() for term in objective.terms):
+        return
+    path = checkpoint / TERMS_FILE
+    try:
+        stored = shared(lambda: unseal(path))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"can't resume: {path} {what_happened(error)}; resume from another checkpoint."
+        ) from error
+    for term, state in zip(objective.terms, stored["terms"], strict=True):
+        term.resume(state)

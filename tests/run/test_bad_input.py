@@ -405,6 +405,36 @@ def test_bad_refinement(refused: Start, refine: dict[str, Any], words: str):
     assert refused(sera={"refine": refine}).startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"loss": [{"entropy": {"alpha": 0}}]}, "sera.loss.entropy.alpha: 0 is not allowed"),
+        ({"loss": [{"anchor": {"alpha": -1}}]}, "sera.loss.anchor.alpha: -1 is not allowed"),
+        ({"loss": ["offset"]}, "sera.loss.offset needs scores, and sera.selection.external.chosen"),
+        ({"loss": ["explore"], "bootstrap": False}, "sera.loss.explore needs answers of the"),
+        (
+            {"loss": [{"posterior": {"signal": "contrst"}}]},
+            "sera.loss.posterior.signal: contrst is not measured; allowed are margin, and more",
+        ),
+        (
+            {"loss": [{"uncertainty": {"spread": "column", "column": "sprd"}}]},
+            "sera.loss.uncertainty.column: sprd is no column of the training pairs, which have",
+        ),
+        ({"loss": ["nowhere:at_all"]}, "sera.loss: nowhere:at_all can't be imported"),
+    ],
+)
+def test_bad_terms_of_the_loss(refused: Start, block: dict[str, Any], words: str):
+    assert refused(sera=block).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["entropy", "anchor", "posterior", "uncertainty", "explore"])
+def test_terms_beside_a_loss_without_a_base(refused: Start, name: str):
+    sentence = refused(dpo_loss_type=["sigmoid_norm"], sera={"loss": [name]})
+    words = f"dpo_loss_type: ['sigmoid_norm'] can't be used with sera.loss: {name}, which"
+    assert sentence.startswith(words)
+    assert sentence.endswith("allowed are sigmoid, ipo, hinge and robust.")
+
+
 def test_empty_file_of_the_quality_prompt(refused: Start, tmp_path: Path):
     (tmp_path / "p.txt").write_text("\n")
     sentence = refused(sera={"refine": {"prompt": str(tmp_path / "p.txt")}})

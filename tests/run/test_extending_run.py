@@ -18,21 +18,26 @@ pytestmark = pytest.mark.cli
 PHRASES = {"apple river stone", "green cloud", "dark"}
 
 
-def test_a_signal_a_rule_a_judge_and_an_engine_of_ones_own(
+def test_a_signal_a_rule_a_judge_an_engine_and_a_term_of_ones_own(
     config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path
 ) -> None:
-    assert len(write_modules(EXTENDING, tmp_path)) == 4
+    assert len(write_modules(EXTENDING, tmp_path)) == 5
     selection: dict[str, object] = {}
     bootstrap: dict[str, object] = {"fraction": 0.3, "max_new_tokens": 16, "guard": False}
     for block in sera_blocks(EXTENDING):
         selection |= block.get("selection", {})
         bootstrap |= block.get("bootstrap", {})
-    path = config(num_epochs=2, sera={"selection": selection, "bootstrap": bootstrap})
+    (loss,) = (block["loss"] for block in sera_blocks(EXTENDING) if "loss" in block)
+    block = {"selection": selection, "bootstrap": bootstrap, "loss": loss}
+    path = config(num_epochs=2, sera=block)
     run_cli("train", path, "--launcher", "python", env={"PYTHONPATH": str(tmp_path)})
 
     sera = output_dir(path) / "sera"
     settings = json.loads((sera / "run.json").read_text())["sera"]
     assert settings["selection"]["signals"] == ["length", "my_signal:surprise"]
+    log = json.loads((sera / "log.json").read_text())
+    counts = [entry["half/counts"] for entry in log if "loss" in entry]
+    assert 0.5 < np.mean(counts) < 1
     table = pq.read_table(sera / "round-02/margins.parquet").to_pandas()
     half = table.signal_surprise <= table.signal_surprise.median()
     assert (table.signal_surprise > 0).all()

@@ -16,7 +16,7 @@ from snippets import EXTENDING, sera_blocks, write_modules
 from transformers import AutoTokenizer
 
 from sera_plugin.config import BootstrapConfig, SelectionConfig, parse_block
-from sera_plugin.config.parts import ENGINES, JUDGES, RULES, SIGNALS, Registry
+from sera_plugin.config.parts import ENGINES, JUDGES, RULES, SIGNALS, TERMS, Registry
 from sera_plugin.data.candidates import Prompt
 from sera_plugin.review.judges import JudgeParts, court_of, judge_of
 from sera_plugin.review.judging import checked
@@ -35,7 +35,7 @@ PROMPTS = [Prompt("a", (5, 6)), Prompt("b", (7,))]
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The ``sera:`` blocks of docs/extending.md, whose modules can be imported."""
     names = write_modules(EXTENDING, tmp_path)
-    assert names == ["my_signal.py", "my_rule.py", "my_judge.py", "my_engine.py"]
+    assert names == ["my_signal.py", "my_rule.py", "my_judge.py", "my_engine.py", "my_terms.py"]
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in names:
         monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
@@ -47,7 +47,7 @@ def evidence(**signals: np.ndarray) -> Evidence:
     return Evidence(tuple("abcd"), margin, np.zeros(4), None, None, 2, 2, 7, signals)
 
 
-@pytest.mark.parametrize("registry", [RULES, SIGNALS, JUDGES, ENGINES], ids=lambda r: r.key)
+@pytest.mark.parametrize("registry", [RULES, SIGNALS, JUDGES, ENGINES, TERMS], ids=lambda r: r.key)
 def test_every_part_that_is_built_in_is_there(registry: Registry) -> None:
     for name in registry.names:
         assert registry.check(name) == name
@@ -111,11 +111,11 @@ def test_a_part_that_is_not_there_is_one_sentence(
 
 
 def test_the_blocks_of_the_page_are_allowed(page: list[dict[str, Any]]) -> None:
-    assert len(page) == 4
+    assert len(page) == 5
     for block in page:
         config = parse_block(block)
         assert config is not None
-        check_methods({}, config)
+        check_methods({"rl": "dpo"}, config)
         check_engine({}, config)
 
 

@@ -112,7 +112,9 @@ def test_rows_by_hand():
         "c/offline/1": RoundRow("c/offline/1", "c"),
         "a/offline/2": RoundRow("a/offline/2", "a"),
         "c/offline/2": RoundRow("c/offline/2", "c"),
-        "b/policy": RoundRow("b/policy", "b", (7, 8, 9), (6,), -5.0, -3.0),
+        "b/policy": RoundRow(
+            "b/policy", "b", (7, 8, 9), (6,), -5.0, -3.0, False, "policy", "offline_rejected"
+        ),
     }
 
 

@@ -110,6 +110,16 @@ class Term:
         """What determines the term beside its settings, as JSON; a resumed run must have it too."""
         return {}
 
+    def state(self) -> Mapping[str, Any]:
+        """What the updates so far have changed in the term, as JSON, alike on every rank.
+
+        A checkpoint keeps it.
+        """
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state`` gave when the checkpoint was made that is resumed."""
+
     def open_round(self, opening: Opening) -> None:
         """Called before the first update of a round, or of what is left of it."""
 
@@ -205,6 +215,18 @@ def settings_of(term: LossTerm) -> Any:
     if not isinstance(term.settings, Mapping):
         return term.settings
     return validated(term_class(term.name).Settings, term.settings, ("loss", term.name))
+
+
+def described(terms: Sequence[LossTerm]) -> list[dict[str, Any]]:
+    """Name, settings with their defaults, and paper of every term, as JSON."""
+    return [
+        {
+            "name": term.name,
+            "settings": settings_of(term).model_dump(),
+            "paper": term_class(term.name).paper or None,
+        }
+        for term in terms
+    ]
 
 
 @dataclass(frozen=True)
