@@ -42,7 +42,7 @@ from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
 from sera_plugin.training.publish import publish
 from sera_plugin.training.resume import start_or_check
-from sera_plugin.training.run import Run, open_run, with_auxiliary
+from sera_plugin.training.run import Run, open_run, with_auxiliary, with_contrast
 from sera_plugin.training.state import Found, keep_policy, restore, score_reference
 from sera_plugin.training.terms.term import Objective, Opening
 
@@ -110,6 +110,7 @@ class ReviewedRounds:
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
             score_reference(run, self._found)
+            self._opened = run = with_contrast(run)
         restore(run, self._found, start)
         self._score_evaluation_reference()
         if rounds_left:
