@@ -34,8 +34,12 @@ FILES = (Pairs, Margins, Rows, Candidates, BootstrappedPairs, Refinement)
 def terms_as_markdown() -> str:
     """A table of the keys of every term that no block of the configuration has."""
     rows = [
-        (f"`{name}.{key}`", f"`{json.dumps(field.default).strip(chr(34))}`", allowed_at((key,), model),
-         field.description or "")
+        (
+            f"`{name}.{key}`",
+            f"`{json.dumps(field.default).strip(chr(34))}`",
+            allowed_at((key,), model),
+            field.description or "",
+        )
         for name in TERMS.names
         if name != "refine"
         for model in [term_class(name).Settings]

@@ -86,13 +86,15 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
 
 def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any) -> int:
     """Tokens that Δ of all pairs takes."""
-    from sera_plugin.training.quality_pairs import QualityPairs
-    from sera_plugin.training.quality_prompt import QualityWriter
+    from sera_plugin.scoring.quality_pairs import QualityPairs
+    from sera_plugin.scoring.quality_prompt import QualityWriter, quality_text
 
     refine = config.refinement
     if refine is None:
         return 0
-    writer = QualityWriter.of(refine, tokenizer, chat_templates(cfg, tokenizer))
+    templates = chat_templates(cfg, tokenizer)
+    text = quality_text(refine.prompt)
+    writer = QualityWriter.of(text, refine.placement, tokenizer, templates)
     scores = config.selection.external
     return QualityPairs.of(train, rows, writer, cfg.sequence_len, scores).tokens
 

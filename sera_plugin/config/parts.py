@@ -106,6 +106,7 @@ SIGNALS = Registry(
     {
         "margin": "sera_plugin.review.signals:margin",
         "length": "sera_plugin.review.signals:length",
+        "contrast": "sera_plugin.review.signals:contrast",
     },
 )
 """Functions of ``SignalInput``."""

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from sera_plugin.config.contrast import ContrastConfig, ContrastPrompts
 from sera_plugin.config.fields import MOST, Block, Count, Float
 from sera_plugin.config.parts import RULES, SIGNALS, title_of
 from sera_plugin.runtime.errors import SeraConfigError
@@ -145,6 +146,10 @@ class SelectionConfig(Block):
     external: ExternalConfig = Field(
         default_factory=ExternalConfig, description="Scores that the dataset carries."
     )
+    contrast: ContrastConfig = Field(
+        default_factory=ContrastConfig,
+        description="What the signal `contrast` asks the reference.",
+    )
 
     @property
     def planned(self) -> tuple[float, ...]:
@@ -152,6 +157,11 @@ class SelectionConfig(Block):
         if self.rule == "band":
             return ((self.band[1] - self.band[0]) / 100,)
         return tuple(self.keep) if isinstance(self.keep, list) else (self.keep,)
+
+    @property
+    def asked(self) -> tuple[ContrastPrompts, ...]:
+        """The pairs of prompts whose contrast is measured; none if it is no signal."""
+        return self.contrast.asked if "contrast" in self.signals else ()
 
     @property
     def looks_back(self) -> bool:
@@ -182,7 +192,8 @@ class SelectionConfig(Block):
     @model_serializer(mode="wrap")
     def _as_before_signals(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without signals the block is written to ``run.json`` as before there were any."""
-        return {key: value for key, value in dump(self).items() if key != "signals" or value}
+        asked = {"signals": bool(self.signals), "contrast": bool(self.asked)}
+        return {key: value for key, value in dump(self).items() if asked.get(key, True)}
 
     @model_validator(mode="after")
     def _band_is_ordered(self) -> SelectionConfig:

@@ -62,6 +62,7 @@ class Reviewer:
         seed: the run's seed.
         external: margins that the dataset carries, shape (n,), or None.
         auxiliary: the auxiliary policy's view of D, for LossDiff.
+        contrast: the contrast of quality prompts, shape (n,), where it is a signal.
     """
 
     config: SeraConfig
@@ -73,6 +74,7 @@ class Reviewer:
     seed: int
     external: np.ndarray | None = None
     auxiliary: Auxiliary | None = None
+    contrast: np.ndarray | None = None
 
     def review(
         self,
@@ -225,6 +227,7 @@ class Reviewer:
             round_number=number,
             seed=self.seed,
             column=self.pairs.column,
+            contrast=self.contrast,
         )
         return measured(names, given)
 

@@ -33,6 +33,8 @@ class SignalInput:
         seed: the run's seed.
         column: the values of a column of the training pairs by its name, one per pair; raises
             ``KeyError`` for a name that is no column.
+        contrast: how much more the reference prefers the chosen answer when asked for a good one,
+            shape (n,); None unless ``sera.selection.signals`` names it.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +47,7 @@ class SignalInput:
     round_number: int
     seed: int
     column: Callable[[str], Sequence[Any]]
+    contrast: np.ndarray | None = None
 
 
 Signal = Callable[[SignalInput], np.ndarray]
@@ -53,6 +56,12 @@ Signal = Callable[[SignalInput], np.ndarray]
 def margin(given: SignalInput) -> np.ndarray:
     """This review's own margin, not mixed with the previous one's; nats."""
     return np.where(np.isfinite(given.margin), given.margin, np.nan)
+
+
+def contrast(given: SignalInput) -> np.ndarray:
+    """The contrast of quality prompts under the reference; see ``scoring.contrast``."""
+    assert given.contrast is not None, "a run with this signal measures it before round 1"
+    return given.contrast
 
 
 def length(given: SignalInput) -> np.ndarray:

@@ -33,6 +33,7 @@ _UNSAFE = {
     "loss_type": "the loss",
     "quality_prompt": "the text of sera.refine.prompt",
     # Runs of a version before this key took nothing off, and Δ had no β.
+    "contrast_prompts": "the texts of sera.selection.contrast.prompts",
     "delta_baseline": "sera.refine.baseline",
     "global_batch": "the global batch (micro_batch_size × gradient_accumulation_steps × processes)",
     "updates": "the updates of each round (num_epochs, max_steps or batch size)",

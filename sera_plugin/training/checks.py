@@ -18,9 +18,11 @@ from sera_plugin.host.checks import (
     losses_of,
     rl_of,
 )
+from sera_plugin.host.loading import chat_templates
 from sera_plugin.review.selection import rule_of
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.engines import check_engine
+from sera_plugin.scoring.quality_prompt import check_prompts, opposite_texts, opposite_writers
 from sera_plugin.training.terms.term import settings_of, term_class
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ def check_data(
     check_dataset(cfg, config, dataset)
     check_scores(config, dataset.column_names)
     check_tokenizer(cfg, config, dataset, tokenizer)
+    for asked in config.selection.asked:
+        templates = chat_templates(cfg, tokenizer)
+        for writer in opposite_writers(asked, tokenizer, templates):
+            if writer is not None:
+                check_prompts(writer, dataset, cfg.sequence_len)
     for term in config.terms:
         term_class(term.name).check_data(settings_of(term), config, cfg, dataset, tokenizer)
 
@@ -63,6 +70,8 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
     rule_of(config.selection)
     for signal in config.selection.signals:
         SIGNALS.load(signal)
+    for asked in config.selection.asked:
+        opposite_texts(asked)
     judge = config.bootstrap.judge
     if is_function(judge):
         JUDGES.load(judge)

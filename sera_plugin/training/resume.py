@@ -23,6 +23,7 @@ from sera_plugin.runtime.errors import SeraConfigError, StoreError
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.runtime.version import __version__
+from sera_plugin.scoring.quality_prompt import opposite_texts
 from sera_plugin.training.changes import batch_settings, compare
 from sera_plugin.training.run import Run
 from sera_plugin.training.terms.term import described
@@ -126,6 +127,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "terms": described(run.config.terms),
         "quality_prompt": None,
         "delta_baseline": None,
+        "contrast_prompts": [list(opposite_texts(a)) for a in run.config.selection.asked] or None,
         **(run.objective.identity() if run.objective else {}),
         "base_model": str(host.cfg.base_model),
         "config": str(Path(str(host.cfg.axolotl_config_path)).resolve()),

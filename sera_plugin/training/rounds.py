@@ -43,7 +43,7 @@ from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
 from sera_plugin.training.publish import add_terms_to_card, publish
 from sera_plugin.training.resume import start_or_check
-from sera_plugin.training.run import Run, open_run, with_auxiliary
+from sera_plugin.training.run import Run, open_run, with_auxiliary, with_contrast
 from sera_plugin.training.state import (
     Found,
     keep_policy,
@@ -118,6 +118,7 @@ class ReviewedRounds:
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
             score_reference(run, self._found)
+            self._opened = run = with_contrast(run)
         restore(run, self._found, start)
         if run.objective is not None and start.checkpoint is not None:
             restore_terms(run.objective, start.checkpoint)

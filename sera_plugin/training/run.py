@@ -14,6 +14,7 @@ from sera_plugin.data.pairs import EvaluationPairs, OfflinePairs
 from sera_plugin.data.schedule import Schedule
 from sera_plugin.data.store import RunStore
 from sera_plugin.host.facts import HostRun
+from sera_plugin.host.loading import chat_templates
 from sera_plugin.review.bootstrap import Bootstrapper
 from sera_plugin.review.judges import court_of
 from sera_plugin.review.lossdiff import Aligner, Alignment
@@ -23,6 +24,7 @@ from sera_plugin.runtime.weights import FiniteWeights
 from sera_plugin.sampling.engines import engine_of
 from sera_plugin.sampling.sampler import sampler_of
 from sera_plugin.sampling.settings import EngineParts, Sampling, sampling_settings
+from sera_plugin.scoring.contrast import Contrast
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.checkpoints import StopOnSignal
@@ -144,6 +146,28 @@ def open_run(
         config, host, schedule, store, pairs, evaluation, stop, weights, policies, sampling,
         reviewer, objective,
     )  # fmt: skip
+
+
+def with_contrast(run: Run) -> Run:
+    """The run with the contrast of its pairs, where that is a signal. Every rank must call this.
+
+    Raises:
+        SeraConfigError: if a prompt has no place in the pairs' prompts.
+    """
+    if "contrast" not in run.config.selection.signals:
+        return run
+    host = run.host
+    contrast = Contrast(
+        config=run.config.selection.contrast,
+        pairs=run.pairs,
+        dataset=host.train,
+        tokenizer=host.tokenizer,
+        templates=chat_templates(host.cfg, host.tokenizer),
+        scorer=run.reviewer.scorer,
+        policies=run.policies,
+        max_length=host.max_length,
+    )
+    return replace(run, reviewer=replace(run.reviewer, contrast=contrast.measured()))
 
 
 def with_auxiliary(

@@ -12,10 +12,9 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from jinja2 import TemplateError
 
-from sera_plugin.config import RefineConfig
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.runtime.errors import SeraConfigError
-from sera_plugin.training.quality_prompt import (
+from sera_plugin.scoring.quality_prompt import (
     QUALITY_PROMPT,
     Frame,
     QualityWriter,
@@ -81,9 +80,7 @@ def test_p_in_a_rendered_prompt_is_p_in_its_messages(name: str, own: bool, turns
 
 
 def writer(placement: str, *templates: str, tokenizer: Any = WORDS) -> QualityWriter:
-    return QualityWriter.of(
-        RefineConfig(prompt=P, placement=placement), tokenizer, templates or [assets.LLAMA3]
-    )
+    return QualityWriter.of(P, placement, tokenizer, templates or [assets.LLAMA3])
 
 
 def test_prompts_of_several_templates_in_one_run() -> None:

@@ -25,10 +25,10 @@ from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round
 from sera_plugin.data.store import RunStore
 from sera_plugin.runtime.shards import Origin
+from sera_plugin.scoring.quality_pairs import QualityCompletions, QualityPairs
+from sera_plugin.scoring.quality_prompt import QualityWriter
 from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.training.objective import Step, base_of
-from sera_plugin.training.quality_pairs import QualityCompletions, QualityPairs
-from sera_plugin.training.quality_prompt import QualityWriter
 from sera_plugin.training.refinement import bounded, delta_statistics, quality_margin
 from sera_plugin.training.terms.refine import Refine, runs_away
 from sera_plugin.training.terms.term import Opening, TermParts
@@ -162,7 +162,7 @@ def quality_of(
     words: Any, data: Dataset, max_length: int | None = 128, **changes: Any
 ) -> QualityPairs:
     config = RefineConfig(prompt=P, **{"placement": "system"} | changes)
-    writer = QualityWriter.of(config, words, [words.chat_template])
+    writer = QualityWriter.of(P, config.placement, words, [words.chat_template])
     pairs = OfflinePairs.of(data, max_length)
     return QualityPairs.of(pairs, data, writer, max_length, ExternalConfig())
 
@@ -391,6 +391,6 @@ def test_scores_that_the_data_carries(words: Any, data: Dataset) -> None:
     assert np.isnan(quality.scores).all()
     scored = data.add_column("score_chosen", [float(i) for i in range(PAIRS)])
     scored = scored.add_column("score_rejected", [1.0] * PAIRS)
-    writer = QualityWriter.of(RefineConfig(prompt=P), words, [words.chat_template])
+    writer = QualityWriter.of(P, "user_prefix", words, [words.chat_template])
     found = QualityPairs.of(quality.pairs, scored, writer, 128, ExternalConfig())
     assert found.scores.tolist() == [float(i) - 1.0 for i in range(PAIRS)]

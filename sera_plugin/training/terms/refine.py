@@ -24,9 +24,9 @@ from sera_plugin.host.loading import chat_templates
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import gathered, shared
 from sera_plugin.runtime.shards import REFERENCE, Origin, round_label
+from sera_plugin.scoring.quality_pairs import QualityCompletions, QualityPairs
+from sera_plugin.scoring.quality_prompt import QualityWriter, check_prompts, quality_text
 from sera_plugin.training.objective import Step
-from sera_plugin.training.quality_pairs import QualityCompletions, QualityPairs
-from sera_plugin.training.quality_prompt import QualityWriter, check_prompts, quality_text
 from sera_plugin.training.refinement import bounded, delta_statistics, quality_margin
 from sera_plugin.training.terms.term import Opening, Term, TermParts, noting
 
@@ -64,7 +64,8 @@ class Refine(Term):
         super().__init__(settings, parts)
         host = parts.host
         templates = chat_templates(host.cfg, host.tokenizer)
-        writer = QualityWriter.of(settings, host.tokenizer, templates)
+        text = quality_text(settings.prompt)
+        writer = QualityWriter.of(text, settings.placement, host.tokenizer, templates)
         scores = parts.config.selection.external
         self._prompt = writer.quality
         self.quality = QualityPairs.of(parts.pairs, host.train, writer, host.max_length, scores)
@@ -85,7 +86,9 @@ class Refine(Term):
     def check_data(
         cls, settings: RefineConfig, config: SeraConfig, cfg: Any, dataset: Any, tokenizer: Any
     ) -> None:
-        writer = QualityWriter.of(settings, tokenizer, chat_templates(cfg, tokenizer))
+        templates = chat_templates(cfg, tokenizer)
+        text = quality_text(settings.prompt)
+        writer = QualityWriter.of(text, settings.placement, tokenizer, templates)
         check_prompts(writer, dataset, cfg.sequence_len)
 
     def identity(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from sera_plugin.config import RefineConfig
+from sera_plugin.config.contrast import ContrastPrompts
 from sera_plugin.runtime.errors import SeraConfigError
 
 QUALITY_PROMPT = (
@@ -31,13 +31,14 @@ Message = dict[str, Any]
 Prompt = str | list[Message]
 Render = Callable[[list[Message]], str]
 
+_CONTRAST = "sera.selection.contrast.prompts"
 _USER, _SYSTEM = "Kestrel probe question", "Kestrel probe instruction"
 _ANSWER, _AGAIN = "Kestrel probe answer", "Kestrel probe follow-up"
 _MARKUP = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<(start|end)_of_turn>|</?s>")
 
 
-def quality_text(prompt: str | None) -> str:
-    """The text of p for the value of ``sera.refine.prompt``.
+def quality_text(prompt: str | None, key: str = "sera.refine.prompt") -> str:
+    """The text of p for the value of a key; null means the paper's.
 
     A value that names a file is that file's text. One without any white space (not even a line's
     end), or one line that ends like a file name, must name a file.
@@ -50,7 +51,7 @@ def quality_text(prompt: str | None) -> str:
     text, shown = prompt.strip(), ascii(prompt if len(prompt) <= 80 else prompt[:77] + "...")
     if not text:
         raise SeraConfigError(
-            f"sera.refine.prompt: {shown} is empty; write text, the path of a text file, or null "
+            f"{key}: {shown} is empty; write text, the path of a text file, or null "
             "for the paper's."
         )
     path = Path(text).expanduser() if "\n" not in text and len(text) < 4096 else None
@@ -63,18 +64,16 @@ def quality_text(prompt: str | None) -> str:
             not re.search(r"\s", prompt) or re.search(r"[^.\s]\.(txt|md|jinja2?)$", text)
         ):
             raise SeraConfigError(
-                f"sera.refine.prompt: {shown} is not a file; write a path that exists, or a text "
+                f"{key}: {shown} is not a file; write a path that exists, or a text "
                 "of several words or with a line's end."
             )
         return text
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SeraConfigError(
-            f"sera.refine.prompt: {shown} can't be read as UTF-8 text ({error})."
-        ) from error
+        raise SeraConfigError(f"{key}: {shown} can't be read as UTF-8 text ({error}).") from error
     if not text:
-        raise SeraConfigError(f"sera.refine.prompt: {shown} is an empty file; write p into it.")
+        raise SeraConfigError(f"{key}: {shown} is an empty file; write p into it.")
     return text
 
 
@@ -163,32 +162,40 @@ class QualityWriter:
         placement: ``system`` or ``user_prefix``.
         frames: of the templates that may have written the prompts.
         tokenizer: the run's tokenizer.
+        block: the YAML's block with the placement, for errors.
     """
 
     quality: str
     placement: str
     frames: tuple[Frame, ...]
     tokenizer: Any
+    block: str = "sera.refine"
 
     @classmethod
-    def of(cls, config: RefineConfig, tokenizer: Any, templates: Iterable[str]) -> QualityWriter:
+    def of(
+        cls,
+        quality: str,
+        placement: str,
+        tokenizer: Any,
+        templates: Iterable[str],
+        block: str = "sera.refine",
+    ) -> QualityWriter:
         """Read the templates.
 
         Raises:
-            SeraConfigError: one sentence, if p is empty or can't be the system message.
+            SeraConfigError: one sentence, if p can't be the system message.
         """
-        quality = quality_text(config.prompt)
         read = [Frame.of(renderer(tokenizer, template)) for template in templates]
         frames = [frame for frame in read if frame is not None]
-        if config.placement == "system" and not any(f.system_head is not None for f in frames):
+        if placement == "system" and not any(f.system_head is not None for f in frames):
             why = "takes no system message" if frames else "is missing"
             raise SeraConfigError(
-                f"sera.refine.placement: system can't be used because the chat template {why}; "
+                f"{block}.placement: system can't be used because the chat template {why}; "
                 "set it to user_prefix."
             )
         bos = tokenizer.bos_token or ""
         frames += [frame.without(bos) for frame in frames if bos]
-        return cls(quality, config.placement, tuple(dict.fromkeys(frames)), tokenizer)
+        return cls(quality, placement, tuple(dict.fromkeys(frames)), tokenizer, block)
 
     def write(self, prompt: Prompt, name: str) -> Prompt:
         """p⊕x.
@@ -214,7 +221,7 @@ class QualityWriter:
             return opening + self.quality + SEPARATOR + prompt.removeprefix(opening)
         hint = "; set it to user_prefix" if system else ""
         raise SeraConfigError(
-            f"sera.refine.placement: {self.placement} can't be used for {name}, because no chat "
+            f"{self.block}.placement: {self.placement} can't be used for {name}, because no chat "
             f"template of the run writes p there in a prompt like {prompt[:60]!a}{hint}."
         )
 
@@ -225,7 +232,7 @@ class QualityWriter:
             return [{"role": "system", "content": self.quality}, *prompt]
         if at is None or not isinstance(prompt[at]["content"], str):
             raise SeraConfigError(
-                f"sera.refine.placement: {self.placement} can't be used for {name}, whose prompt "
+                f"{self.block}.placement: {self.placement} can't be used for {name}, whose prompt "
                 "has no user message of plain text."
             )
         content = self.quality + SEPARATOR + prompt[at]["content"]
@@ -256,6 +263,36 @@ class QualityWriter:
         return list(found["input_ids"])
 
 
+def opposite_texts(asked: ContrastPrompts) -> tuple[str, str | None]:
+    """Both prompts as text.
+
+    Raises:
+        SeraConfigError: one sentence, if one is empty or names a file that can't be read.
+    """
+    negative = None
+    if asked.negative is not None:
+        negative = quality_text(asked.negative, f"{_CONTRAST}.negative")
+    return quality_text(asked.positive, f"{_CONTRAST}.positive"), negative
+
+
+def opposite_writers(
+    asked: ContrastPrompts, tokenizer: Any, templates: Sequence[str]
+) -> tuple[QualityWriter, QualityWriter | None]:
+    """What puts both prompts into prompts.
+
+    Raises:
+        SeraConfigError: one sentence, if a prompt can't be used.
+    """
+    positive, negative = (
+        None
+        if text is None
+        else QualityWriter.of(text, asked.placement, tokenizer, templates, _CONTRAST)
+        for text in opposite_texts(asked)
+    )
+    assert positive is not None, "opposite_texts has refused it"
+    return positive, negative
+
+
 def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> None:
     """Check that p has a place in every prompt, and room before an answer in one at least.
 
@@ -280,9 +317,9 @@ def check_prompts(writer: QualityWriter, dataset: Any, sequence_len: int) -> Non
         shortest = tokens if shortest is None else min(shortest, tokens)
     if shortest is not None and shortest > sequence_len:
         raise SeraConfigError(
-            f"sequence_len: {sequence_len} leaves no room for sera.refine.prompt, with which the "
-            f"shortest of the pairs takes {shortest} tokens; use a shorter prompt or a larger "
-            "sequence_len."
+            f"sequence_len: {sequence_len} leaves no room for the prompt of {writer.block}, with "
+            f"which the shortest of the pairs takes {shortest} tokens; use a shorter prompt or a "
+            "larger sequence_len."
         )
 
 

@@ -13,7 +13,7 @@ from sera_plugin.config import ExternalConfig
 from sera_plugin.data.margins import external_margins, missing_columns
 from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.data.rounds import RoundRow
-from sera_plugin.training.quality_prompt import QualityWriter
+from sera_plugin.scoring.quality_prompt import QualityWriter
 
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids of a prompt and of an answer."""

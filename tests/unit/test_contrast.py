@@ -1,0 +1,175 @@
+"""The contrast of quality prompts: by hand, against a slow loop, and where it is refused."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import assets
+import numpy as np
+import pytest
+import slow_reference as slow
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sera_plugin.config import parse_block
+from sera_plugin.config.contrast import BUILT_IN, ContrastConfig, ContrastPrompts
+from sera_plugin.data.pairs import OfflinePairs
+from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.shards import Origin
+from sera_plugin.scoring.contrast import Contrast, combined
+from sera_plugin.scoring.quality_prompt import opposite_texts
+from sera_plugin.scoring.scorer import Scorer, inference
+
+PAIRS = 4
+GOOD, BAD = "be brave and kind", "be a coward"
+
+
+def test_contrasts_are_scaled_and_averaged() -> None:
+    one, other = np.array([3.0, -4.0, np.nan]), np.array([0.6, 0.8, 1.0])
+    assert combined([one]) is one
+    found = combined([one, other])
+    first, second = np.sqrt(12.5), np.sqrt((0.36 + 0.64 + 1) / 3)
+    assert found[:2].tolist() == pytest.approx(
+        [(3 / first + 0.6 / second) / 2, (-4 / first + 0.8 / second) / 2]
+    )
+    assert np.isnan(found[2])
+
+
+class OneModel:
+    """A reference, ready to score."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._model, self._folder = model, folder
+
+    @contextmanager
+    def reference(self) -> Any:
+        with inference(self._model):
+            yield self._model
+
+    def reference_origin(self, label: str) -> Origin:
+        return Origin(self._folder, label, "reference")
+
+
+@pytest.fixture(scope="module")
+def words(llama: Path) -> Any:
+    return AutoTokenizer.from_pretrained(llama)
+
+
+@pytest.fixture(scope="module")
+def model(llama: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(llama).eval()
+
+
+@pytest.fixture(scope="module")
+def data(words: Any) -> Dataset:
+    rows = []
+    for row in assets.pairs(PAIRS):
+        texts = {
+            "prompt": slow.llama_text(row["messages"]),
+            "chosen": slow.llama_answer(row["chosen"]["content"]),
+            "rejected": slow.llama_answer(row["rejected"]["content"]),
+        }
+        ids = {
+            f"{name}_ids": words(text, add_special_tokens=False)["input_ids"]
+            for name, text in texts.items()
+        }
+        rows.append(texts | ids)
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def measure(words: Any, model: Any, data: Dataset, tmp_path: Path) -> Any:
+    """``measure(max_length, **keys)``: the contrast of the pairs."""
+
+    def measured(max_length: int = 128, **keys: Any) -> np.ndarray:
+        policies: Any = OneModel(model, tmp_path / "work")
+        return Contrast(
+            config=ContrastConfig(**keys),
+            pairs=OfflinePairs.of(data, max_length),
+            dataset=data,
+            tokenizer=words,
+            templates=[words.chat_template],
+            scorer=Scorer(Accelerator(cpu=True), 0, max_length, 2048),
+            policies=policies,
+            max_length=max_length,
+        ).measured()
+
+    return measured
+
+
+def behind(words: Any, model: Any, data: Dataset, told: str | None, *, per_token: bool) -> Any:
+    """Log-probs of both answers behind a system message, one token after the other."""
+    found = []
+    for messages, row in zip([row["messages"] for row in assets.pairs(PAIRS)], data, strict=True):
+        system = [{"role": "system", "content": told}] if told else []
+        prompt = words(slow.llama_text([*system, *messages]), add_special_tokens=False)
+        sides = (row["chosen_ids"], row["rejected_ids"])
+        found.append(
+            [
+                slow.logp(model, prompt["input_ids"], ids) / (len(ids) if per_token else 1)
+                for ids in sides
+            ]
+        )
+    return np.array(found)
+
+
+@pytest.mark.parametrize("negative", [BAD, None])
+@pytest.mark.parametrize("normalize", ["length", "none"])
+def test_contrast_equals_a_plain_loop(
+    measure: Any, words: Any, model: Any, data: Dataset, negative: str | None, normalize: str
+) -> None:
+    asked = ContrastPrompts(positive=GOOD, negative=negative, placement="system")
+    found = measure(prompts=[asked], normalize=normalize)
+    per_token = normalize == "length"
+    raised = behind(words, model, data, GOOD, per_token=per_token) - behind(
+        words, model, data, negative, per_token=per_token
+    )
+    assert found == pytest.approx(raised[:, 0] - raised[:, 1], abs=1e-4)
+    assert np.abs(found).max() > 1e-3, "the prompts change nothing; nothing is tested"
+
+
+def test_pairs_without_room_have_no_contrast(measure: Any, data: Dataset) -> None:
+    asked = [ContrastPrompts(positive=GOOD * 3, negative=None)]
+    longest = max(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        for row in data
+    )
+    found = measure(longest + 1, prompts=asked)
+    assert np.isnan(found).any()
+
+
+def test_built_in_prompts_ask_for_opposite_things() -> None:
+    for asked in BUILT_IN:
+        positive, negative = opposite_texts(asked)
+        assert positive
+        assert negative
+        assert positive != negative
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([{"positive": " "}], "sera.selection.contrast.prompts.positive: ' ' is empty"),
+        (
+            [{"positive": "be kind", "negative": "none.txt"}],
+            "sera.selection.contrast.prompts.negative: 'none.txt' is not a file",
+        ),
+    ],
+)
+def test_bad_prompts(prompts: Any, words: str) -> None:
+    block = {"selection": {"signals": ["contrast"], "contrast": {"prompts": prompts}}}
+    config = parse_block(block)
+    assert config is not None
+    with pytest.raises(SeraConfigError) as error:
+        [opposite_texts(asked) for asked in config.selection.asked]
+    assert str(error.value).startswith(words)
+
+
+def test_nothing_is_asked_unless_the_signal_is_named() -> None:
+    block = {"selection": {"contrast": {"prompts": [{"positive": "be kind"}]}}}
+    config = parse_block(block)
+    assert config is not None
+    assert config.selection.asked == ()
