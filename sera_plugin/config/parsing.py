@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -76,7 +76,9 @@ def _model_at(
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, alone or as one branch of a union."""
+    """The model that a field holds, alone or as one branch of a union; None for a list of them."""
+    if get_origin(annotation) is list:
+        return None
     for branch in get_args(annotation) or (annotation,):
         if isinstance(branch, type) and issubclass(branch, BaseModel):
             return branch
