@@ -33,18 +33,13 @@ FILES = (Pairs, Margins, Rows, Candidates, BootstrappedPairs, Refinement)
 
 def terms_as_markdown() -> str:
     """A table of the keys of every term that no block of the configuration has."""
-    rows = [
-        (
-            f"`{name}.{key}`",
-            f"`{json.dumps(field.default).strip(chr(34))}`",
-            allowed_at((key,), model),
-            field.description or "",
-        )
-        for name in TERMS.names
-        if name != "refine"
-        for model in [term_class(name).Settings]
-        for key, field in model.model_fields.items()
-    ]  # fmt: skip
+    rows = []
+    for name in TERMS.names:
+        model = term_class(name).Settings
+        for key, field in model.model_fields.items() if name != "refine" else ():
+            default = json.dumps(field.default).strip('"')
+            allowed, meaning = allowed_at((key,), model), field.description or ""
+            rows.append((f"`{name}.{key}`", f"`{default}`", allowed, meaning))
     return markdown(("Key", "Default", "Allowed", "Meaning"), rows)
 
 

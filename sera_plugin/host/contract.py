@@ -105,6 +105,8 @@ TOUCHES = (
           "selection.source: training has no margins, terms have no effect"),
     Touch(f"{_DPO}create_model_card", "name the terms of the loss in the model card",
           "the card names the host's loss alone"),
+    Touch(f"{_DPO}_compute_loss", "make the same losses of its logits where terms change them",
+          "a loss with terms is that of another loss than the host's"),
     Touch(f"{_DPO}_metrics", "log the numbers of terms beside the host's own",
           "refine/* and the like are missing in the log"),
     Touch(f"{_DPO}aux_loss_enabled", "keep the router's loss beside terms",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +88,6 @@ class RoundTrainer(AxolotlDPOTrainer):
     def evaluate_on(self, dataset: Any) -> None:
         """Let the host evaluate on ``dataset`` from now on."""
         self.eval_dataset = dataset
-
-    def collate_with(self, wrap: Callable[[Any], Any]) -> None:
-        """Put a collator around the one that makes batches."""
-        self.data_collator = wrap(self.data_collator)
 
     def log_metrics_of_round(self, metrics: dict[str, float]) -> None:
         """Log through the host, TRL's running averages left alone and nothing printed."""

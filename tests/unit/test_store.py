@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,7 +24,13 @@ from sera_plugin.data import store as store_module
 from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.data.store import MANIFEST, RunStore
-from sera_plugin.data.tables import ReviewTable, RoundRecord
+from sera_plugin.data.tables import (
+    ReviewTable,
+    RoundRecord,
+    parquet_bytes,
+    read_record,
+    round_files,
+)
 from sera_plugin.runtime.errors import StoreError
 
 NUMBERS = [
@@ -88,6 +95,16 @@ def test_a_round_reads_back_equal(tmp_path):
     folder = store.write_round(2, RECORD, [], {"round": 2.0})
     assert folder == tmp_path / "sera" / "round-02"
     assert_equal(store.read_round(2), RECORD)
+
+
+def test_a_round_of_a_version_that_did_not_know_who_wrote_an_answer(tmp_path):
+    rows = [replace(row, chosen_source="policy", rejected_source="policy") for row in RECORD.rows]
+    files = round_files(replace(RECORD, rows=rows), [], [])
+    assert read_record(files).rows == rows
+    older = pq.read_table(io.BytesIO(files["rows.parquet"])).drop_columns(
+        ["chosen_source", "rejected_source"]
+    )
+    assert read_record(files | {"rows.parquet": parquet_bytes(older)}).rows == RECORD.rows
 
 
 @settings(deadline=None, max_examples=30)

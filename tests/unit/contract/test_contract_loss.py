@@ -26,7 +26,6 @@ from trl.trainer import utils as trainer_utils
 
 from sera_plugin.host import models
 from sera_plugin.host.models import selective_log_softmax, whole_models
-from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.scoring.logps import token_logps
 
 pytestmark = pytest.mark.contract
@@ -61,40 +60,38 @@ def test_the_loss_reads_the_log_probs_that_we_provide():
     assert_parts(DPO.__init__, LOSS, "self.precompute_ref_logps = args.precompute_ref_log_probs")
 
 
-def test_the_loss_is_found_where_we_shift_the_reference():
+def test_the_hosts_losses_are_those_that_our_bases_repeat():
     assert_names(LOSS, ["model", "inputs", "return_outputs"])
     assert calls(DPO.compute_loss, "_compute_loss"), breaks(LOSS)
     assert_parts(
         DPO._compute_loss,
         LOSS,
+        "logps = per_token_logps.sum(dim=1)",
         "chosen_logratios = chosen_logps - ref_chosen_logps",
+        "chosen_scores = chosen_logratios",
         "per_sequence_loss = -F.logsigmoid(self.beta * delta_score)",
+        "per_sequence_loss = torch.relu(1 - self.beta * delta_score)",
         "chosen_avg_score = chosen_scores / chosen_mask.sum(dim=1).clamp(min=1.0)",
         "per_sequence_loss = (ipo_delta - 1 / (2 * self.beta)) ** 2",
+        "clean_loss_term = -(1 - self.label_smoothing) * F.logsigmoid(self.beta * delta_score)",
+        "(clean_loss_term - flipped_loss_term) / (1 - 2 * self.label_smoothing)",
         "return (loss, outputs) if return_outputs else loss",
     )
 
 
-def test_the_loss_notes_the_rewards_that_we_write_again():
+def test_the_host_adds_nothing_but_the_routers_loss():
     assert_parts(
         DPO._compute_loss,
-        "trl.DPOTrainer._metrics",
-        "mode = 'train' if self.model.training else 'eval'",
-        "chosen_rewards = self.beta * chosen_logratios.detach()",
-        "reward_accuracies = (chosen_rewards > rejected_rewards).float()",
-        "margins = chosen_rewards - rejected_rewards",
+        "trl.DPOTrainer.aux_loss_enabled",
+        "if self.aux_loss_enabled:",
+        "loss = loss + self.router_aux_loss_coef * aux_loss",
     )
-    noted = {
-        ast.literal_eval(call.func.value.slice)
-        for call in calls(DPO._compute_loss, "append")
-        if ast.unparse(call.func.value).startswith("self._metrics[mode]['rewards/")
-    }
-    ours = {
-        node.value
-        for node in ast.walk(tree_of(RoundTrainer._write_true_rewards))
-        if isinstance(node, ast.Constant) and str(node.value).startswith("rewards/")
-    }
-    assert noted == ours, breaks("trl.DPOTrainer._metrics")
+    added = [
+        node
+        for node in ast.walk(tree_of(DPO._compute_loss))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "loss"
+    ]
+    assert len(added) == 2, f"the loss is changed elsewhere, too: {breaks(LOSS)}"
 
 
 def test_dpo_trainer_lists_the_columns_that_a_collator_may_see():
@@ -240,7 +237,8 @@ def test_the_adapters_reference_is_named_as_we_name_it():
 
 
 def test_dpo_trainer_keeps_the_attributes_that_we_read():
-    missing = {"beta", "ref_model", "loss_types", "_tokenizer"} - attributes_of(DPO)
+    read = {"beta", "ref_model", "loss_types", "label_smoothing", "_tokenizer"}
+    missing = read - attributes_of(DPO)
     assert not missing, f"trl.DPOTrainer no longer has {missing}; look for them in sera_plugin/"
 
 
