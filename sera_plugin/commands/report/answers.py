@@ -13,7 +13,7 @@ from sera_plugin.commands.report.counts import Counts, data_in_words, known
 from sera_plugin.commands.report.figures import number
 from sera_plugin.commands.report.page import Answer, Link
 from sera_plugin.commands.report.reviews import Reviews
-from sera_plugin.commands.report.signals import limit_of
+from sera_plugin.commands.report.signals import block, limit_of
 from sera_plugin.data.reader import RunFiles
 
 SMALL = 0.005
@@ -73,8 +73,9 @@ def evaluated(run: RunFiles) -> list[Evaluated]:
 
 def _evaluated(run: RunFiles, log: Sequence[Mapping[str, Any]], name: str) -> Evaluated:
     stem = "eval" if name == "eval" else f"eval_{name}"
-    updates = [u for u in run.settings.get("updates") or () if isinstance(u, int)]
-    ends = list(accumulate(updates))
+    updates = run.settings.get("updates")
+    whole = [u for u in updates if isinstance(u, int)] if isinstance(updates, list) else []
+    ends = list(accumulate(whole))
     loss: dict[int, float] = {}
     accuracy = {
         stored.number - 1: value
@@ -110,7 +111,7 @@ def _verdict(entry: Evaluated, run: RunFiles, *, several: bool) -> str:
     after = [place for place, at in enumerate(entry.rounds) if first is not None and at > first]
     if first not in entry.rounds or not after:
         return f"It is too early to say: {numbers}"
-    if run.settings.get("sera", {}).get("reference") == "previous":
+    if block(run.settings, "sera").get("reference") == "previous":
         return f"Each round had a reference of its own, so this run can't say: {numbers}"
     before, last = entry.rounds.index(first), after[-1]
     gains = []

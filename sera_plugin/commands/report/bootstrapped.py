@@ -95,7 +95,7 @@ def _row(place: _Place, filling: frozenset[str]) -> dict[str, Any]:
         file.seek(place.start)
         pair = _parsed(file.read(place.size), place.stored)
     sides = (f"{side}: {_label(pair.get(source))}" for side, source in _SIDES.items())
-    filled = [FILLED] if pair.get(BootstrappedPairs.EXAMPLE_ID) in filling else []
+    filled = [FILLED] if str(pair.get(BootstrappedPairs.EXAMPLE_ID)) in filling else []
     tags = [f"round {place.stored.number}", *filled, *sides]
     return {
         "id": str(pair.get(BootstrappedPairs.EXAMPLE_ID, "")),

@@ -16,11 +16,12 @@ from sera_plugin.commands.report.page import Figure
 KEPT, DROPPED, FILLED, BOOTSTRAPPED = (
     f"var(--{name})" for name in ("kept", "dropped", "filled", "bootstrapped")
 )
-COLOURS = (KEPT, DROPPED, BOOTSTRAPPED, FILLED, "var(--fifth)", "var(--sixth)", "var(--seventh)")
+OTHERS = ("var(--fifth)", "var(--sixth)", "var(--seventh)")
+COLOURS = (KEPT, DROPPED, BOOTSTRAPPED, FILLED, *OTHERS)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 STATES = {"kept": KEPT, "filled": FILLED, "dropped": DROPPED}
 """What becomes of an offline pair in a round."""
-HATCHES = {DROPPED: "/", FILLED: "x", BOOTSTRAPPED: "."}
+HATCHES = {DROPPED: "/", FILLED: "x", BOOTSTRAPPED: ".", OTHERS[1]: "|", OTHERS[2]: "-"}
 BINS = 60
 IN_FULL = 6
 """Most points of a series that are all put into words."""
@@ -226,10 +227,11 @@ def spread(values: np.ndarray) -> str:
 def boxes(
     name: str, title: str, caption: str, groups: Mapping[str, np.ndarray], y: str
 ) -> Figure | None:
-    """Box plots from quantiles: 5, 25, 50, 75 and 95%."""
+    """Box plots from quantiles: 5, 25, 50, 75 and 95%; a label ends with what the pairs are."""
+    colours = STATES | {"bootstrapped": BOOTSTRAPPED}
     traces: list[Trace] = []
     said = []
-    for (label, values), colour in zip(groups.items(), COLOURS, strict=False):
+    for label, values in groups.items():
         if not len(values):
             continue
         low, q1, median, q3, high = np.percentile(values, [5, 25, 50, 75, 95]).tolist()
@@ -244,7 +246,7 @@ def boxes(
                 "q3": [q3],
                 "upperfence": [high],
                 "mean": [float(np.mean(values))],
-                "marker": {"color": colour},
+                "marker": {"color": colours.get(label.split()[-1], KEPT)},
                 "showlegend": False,
             }
         )

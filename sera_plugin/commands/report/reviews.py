@@ -137,9 +137,9 @@ def _mask(table: pa.Table, column: Margins) -> np.ndarray:
 
 def _signals(table: pa.Table) -> dict[str, np.ndarray]:
     return {
-        name.removeprefix(SIGNAL): table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        name.removeprefix(SIGNAL): table[name].to_numpy()
         for name in table.column_names
-        if name.startswith(SIGNAL)
+        if name.startswith(SIGNAL) and pa.types.is_floating(table[name].type)
     }
 
 

@@ -14,6 +14,7 @@ from sera_plugin.commands.report.figures import (
     BOOTSTRAPPED,
     FILLED,
     KEPT,
+    OTHERS,
     STATES,
     bars,
     bin_edges,
@@ -75,6 +76,8 @@ def _movement(run: RunFiles, reviews: Reviews, listed: bool) -> Iterator[Figure]
         said = []
         for state, mask in reviews.rows[place].states().items():
             rows = good[mask[good]]
+            if not len(rows):
+                continue
             rose = int((after[rows] > before[rows]).sum())
             said.append(f"{state}: of {len(rows):,} margins {rose:,} rose.")
             marker = {"color": STATES[state], "size": 6, "opacity": 0.6, "symbol": SYMBOLS[state]}
@@ -98,7 +101,7 @@ def _movement(run: RunFiles, reviews: Reviews, listed: bool) -> Iterator[Figure]
             f"Margins before round {first} and before round {then}",
             f"A point is a pair{'; click one to read it below' if listed else ''}.{sample}",
             " ".join(said),
-            [trace for trace in traces if trace["x"]],
+            traces,
             layout(f"before round {first}, {unit}", f"before round {then}, {unit}"),
             Link("The list of pairs, those whose margins fell most first", "#pairs=&order=2")
             if listed
@@ -240,11 +243,11 @@ def _phases(run: RunFiles) -> Iterator[Figure | None]:
     rounds = [f"round {stored.number}" for stored in run.rounds]
     yield bars(
         "seconds", "Time by phase", "Seconds of wall time that each round took.",
-        rounds, by_phase("seconds"), "seconds",
+        rounds, by_phase("seconds"), "seconds", colours=OTHERS,
     )  # fmt: skip
     yield bars(
         "speed", "Tokens per second by phase", "Without padding, over all processes.",
-        rounds, by_phase("tokens_per_second"), "tokens per second", "group",
+        rounds, by_phase("tokens_per_second"), "tokens per second", "group", OTHERS,
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def write_report(run: RunFiles, out: Path) -> Written:
             "of the plugin keep it."
         )
     elif reviews.numbers:
-        threshold = run.reviewed[-1].summary.get("threshold")
+        threshold = known(run.reviewed[-1].summary, "threshold")
         shown = offline_pairs(pairs, reviews, threshold)
         explorers.append(shown.explorer)
         suspects = sum(SUSPECT in row["tags"] for row in shown.explorer.rows)

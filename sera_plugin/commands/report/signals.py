@@ -53,18 +53,19 @@ class Limit:
 
 def margin_unit(run: RunFiles) -> str:
     """The unit of the run's margins."""
-    selection = _block(run.settings, "sera", "selection")
+    selection = block(run.settings, "sera", "selection")
     return "nats per token" if selection.get("margin") == "mean" else "nats"
 
 
 def limit_of(run: RunFiles, metric: str) -> Limit | None:
     """The limit of a signal of the guard; None if it has none, or the guard is off."""
-    guard, key = _block(run.settings, "sera", "bootstrap", "guard"), LIMITS.get(metric, "")
+    guard, key = block(run.settings, "sera", "bootstrap", "guard"), LIMITS.get(metric, "")
     value = known(guard, key)
     return None if value is None or guard.get("enabled") is False else Limit(key, value)
 
 
-def _block(settings: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+def block(settings: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """A block of ``run.json`` by its keys; empty where there is none."""
     found: Any = settings
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -76,7 +77,7 @@ def signal_grid(run: RunFiles, reviews: Reviews) -> Grid | None:
     rows = [*_of_guard(run), *_of_selection(run, reviews)]
     if not rows:
         return None
-    guard = _block(run.settings, "sera", "bootstrap", "guard")
+    guard = block(run.settings, "sera", "bootstrap", "guard")
     note = (
         "The guard is off, so its signals have no limits."
         if guard.get("enabled") is False
