@@ -211,8 +211,8 @@ def plan(
     from sera_plugin.commands.answer import answer, others_on_stderr
 
     with others_on_stderr():
-        from sera_plugin.commands.plan import Speed
         from sera_plugin.commands.plan_inputs import plan_run
+        from sera_plugin.commands.speed import Speed
         from sera_plugin.commands.terminal import plan_json, show_plan
         from sera_plugin.data.reader import RunFiles
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from sera_plugin.commands.speed import Speed
 from sera_plugin.config import SeraConfig, parse_block
-from sera_plugin.data.reader import RunFiles
 from sera_plugin.data.schedule import RoundSize, Schedule, share_of
-from sera_plugin.runtime.errors import RunError, SeraConfigError
+from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.settings import GENERATION_BATCHES
 from sera_plugin.training.costs import (
     Memory,
@@ -22,60 +21,6 @@ from sera_plugin.training.costs import (
     round_tokens,
     sampling_batches_per_rank,
 )
-
-PHASES = ("scoring", "generation", "training")
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Tokens per second of the whole job, by phase; None where it is not known.
-
-    Attributes:
-        scoring: of forward passes without gradient.
-        generation: of sampling.
-        training: of forward and backward passes.
-        note: a sentence about how they were found.
-    """
-
-    scoring: float | None = None
-    generation: float | None = None
-    training: float | None = None
-    note: str = ""
-
-    @classmethod
-    def measured(cls, run: RunFiles, processes: int) -> Speed:
-        """The mean over the rounds of a run, as if every process of another run were as fast.
-
-        Args:
-            run: the run.
-            processes: GPUs of the other run.
-
-        Raises:
-            RunError: one sentence, if the run has measured nothing, or on nobody knows how many
-                processes.
-        """
-        found = {}
-        for phase in PHASES:
-            name = f"tokens_per_second_{phase}"
-            values = [stored.summary[name] for stored in run.rounds if stored.summary.get(name)]
-            found[phase] = float(np.mean(values)) if values else None
-        if not any(found.values()):
-            raise RunError(f"--measured {run.root}: no round of it has been timed yet.")
-        ranks = run.settings.get("ranks")
-        if type(ranks) is not int or ranks < 1:
-            raise RunError(
-                f"--measured {run.root}: its run.json does not say on how many processes it ran, "
-                f"so its speed can't be scaled to {processes}; give --scoring, --sampling and "
-                "--training."
-            )
-        scaled = {phase: v and v * processes / ranks for phase, v in found.items()}
-        note = "Speed as measured, on as many GPUs."
-        if processes != ranks:
-            note = (
-                f"Speed as measured on {ranks}, for {processes} GPUs multiplied by "
-                f"{processes / ranks:.3g}, as if each were as fast."
-            )
-        return cls(**scaled, note=note)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble, read_block
+from sera_plugin.commands.plan import Lengths, RunPlan, assemble, read_block
+from sera_plugin.commands.speed import Speed
 from sera_plugin.config import SeraConfig
 from sera_plugin.host.checks import plan_of, zero_stage
 from sera_plugin.host.loading import chat_templates, config_on, load_preference_data, tokenized

@@ -146,10 +146,6 @@ class Rows(Column, file="rows.parquet"):
         "flipped", pa.bool_(),
         "whether the offline pair is trained on with its completions in each other's place",
     )
-    FILLED = (
-        "filled", pa.bool_(),
-        "whether the row takes the place of a pair that fell short (`selection.fill`)",
-    )
     CHOSEN_SOURCE = (
         "chosen_source", pa.string(),
         "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
@@ -157,6 +153,10 @@ class Rows(Column, file="rows.parquet"):
     REJECTED_SOURCE = (
         "rejected_source", pa.string(),
         "who wrote a bootstrapped pair's completion, as in `candidates.parquet`; else null",
+    )
+    FILLED = (
+        "filled", pa.bool_(),
+        "whether the row takes the place of a pair that fell short (`selection.fill`)",
     )
 
 

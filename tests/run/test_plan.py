@@ -21,8 +21,9 @@ from runs_on_disk import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.commands.cli import sera
-from sera_plugin.commands.plan import Lengths, RunPlan, Speed, assemble
+from sera_plugin.commands.plan import Lengths, RunPlan, assemble
 from sera_plugin.commands.plan_inputs import learning_rates, model_size, warmup_steps
+from sera_plugin.commands.speed import Speed
 from sera_plugin.commands.terminal import show_plan
 from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.data.reader import RunFiles
@@ -121,6 +122,8 @@ def test_memory_of_every_stage() -> None:
 
 def test_speed_of_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "out")
+    first = run / "sera/round-01/summary.json"
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"tokens_per_second_scoring": "5"}))
     with pytest.raises(RunError, match="no round of it has been timed yet"):
         Speed.measured(RunFiles.open(run), 2)
     for number, value in ((2, 100.0), (3, 300.0)):
@@ -270,12 +273,15 @@ def test_json_stands_alone_on_the_standard_output(config: MakeConfig) -> None:
 
 @pytest.mark.cli
 def test_a_pipe_gets_the_tables_and_a_file_the_json(config: MakeConfig, tmp_path: Path) -> None:
-    said, beside = started("axolotl", "sera", "plan", config(), "--out", tmp_path / "plan.json")
-    assert json.loads((tmp_path / "plan.json").read_text())["updates"] == 24
+    path = config(sera={"selection": True, "bootstrap": {"fraction": 0.8}})
+    said, beside = started("axolotl", "sera", "plan", path, "--out", tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["updates"] == 8 + 2 * 12
     assert "Plugin loaded successfully" in beside
     assert "Plugin loaded successfully" not in said
     tables = said[said.index("64 pairs") :]
     assert cells(tables, "offline pairs kept") == ["64", "45", "45"]
+    assert cells(tables, "bootstrapped pairs") == ["0", "51", "51"]
+    assert cells(tables, "prompts sampled") == ["0", "64", "64"]
     assert "…" not in tables
     assert max(map(len, tables.splitlines())) <= 80
     started("axolotl", "sera", "schema", "--out", tmp_path / "schema.json")

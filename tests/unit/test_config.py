@@ -480,7 +480,7 @@ def test_errors_word_for_word(raw, expected):
         ({"temperature": 0.5}, "did you mean sera.bootstrap.temperature?"),
         ({"selection": {"fraction": 0.5}}, "did you mean sera.bootstrap.fraction?"),
         ({"bootstrap": {"warmup_rounds": 1}}, "did you mean sera.warmup_rounds?"),
-        ({"selection": {"zzz": 1}}, "source, external."),
+        ({"selection": {"zzz": 1}}, "source, external, contrast."),
     ],
 )
 def test_unknown_keys_get_a_hint(raw, hint):
