@@ -6,17 +6,17 @@ BIN = $(VENV)/bin
 
 # Nothing below needs a network once the packages are installed. `axolotl train` looks for
 # `accelerate` on the PATH. One thread per process: the models here are so small that more threads
-# only wait for each other.
+# only wait for each other. No processes for datasets of a few hundred rows: each imports everything.
 RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	AXOLOTL_DO_NOT_TRACK=1 DO_NOT_TRACK=1 WANDB_MODE=offline \
-	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo picture test test-fast test-crash coverage docs bench evidence evidence-all evidence-quick \
-	format clean
+.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash coverage docs bench evidence \
+	evidence-all evidence-quick format clean
 
 help:
-	@echo "make demo    install, then train the CPU demo and print what it did"
+	@echo "make demo    install, then train the CPU demo with and without SeRA and print what it did"
 	@echo "make picture the demo, then the picture of its report in the docs; needs Chromium"
 	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
 	@echo "make test-fast   the tests that start no process, about a minute"
@@ -47,12 +47,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	rm -rf demo-output
 	$(RUN) python example_configs/make_demo.py
-	$(RUN) axolotl train example_configs/demo.yml
+	$(MAKE) --no-print-directory -j 2 demo-sera demo-plain
 	$(RUN) python example_configs/show_demo.py
 	$(RUN) axolotl sera report demo-output/run
 
 picture: demo
 	$(RUN) python docs/picture.py
+
+demo-sera:
+	$(RUN) axolotl train example_configs/demo.yml
+
+# The same config as plain DPO; what it prints goes to a file, since both train at once.
+demo-plain:
+	SERA=off $(RUN) axolotl train example_configs/demo.yml --output-dir demo-output/plain \
+		--dataset-prepared-path demo-output/plain-prepared > demo-output/plain.log 2>&1 \
+		|| (tail -n 40 demo-output/plain.log; exit 1)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

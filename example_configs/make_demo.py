@@ -2,8 +2,8 @@
 
 The world is a zoo: every animal has a home, a food and a colour. The model is trained on questions
 and answers about it, some of them wrong, so that it answers in whole sentences but not always
-truly. In the preference pairs the true answer is chosen, except that the labels of about one pair
-in five are swapped; the column ``flipped`` says which, and nothing but ``show_demo.py`` reads it.
+truly. In the preference pairs the true answer is chosen, except that the labels of about three
+pairs in ten are swapped; the column ``flipped`` says which, and only ``show_demo.py`` reads it.
 
 Usage: ``python example_configs/make_demo.py [folder]``; the default folder is ``demo-output``.
 """
@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SEED = 7
 PAIRS, HELD_OUT = 320, 64
-NOISE = 0.2
+NOISE = 0.3
 """Share of training pairs whose labels are swapped."""
 FALSEHOOD = 0.35
 """Share of wrong answers in the SFT data, so that there is something left to learn."""
@@ -81,9 +81,9 @@ class Question:
         return self.animal in words and self.truth in words
 
 
-def questions() -> list[Question]:
+def questions(seed: int = SEED) -> list[Question]:
     """Every question that can be asked, in a fixed order."""
-    draw = random.Random(SEED)
+    draw = random.Random(seed)
     return [
         Question(animal, fact, opening + form.format(animal), truth)
         for animal in ANIMALS
@@ -94,10 +94,10 @@ def questions() -> list[Question]:
     ]
 
 
-def preference_pairs() -> tuple[list[dict], list[dict]]:
+def preference_pairs(seed: int = SEED) -> tuple[list[dict], list[dict]]:
     """Training pairs with label noise, and held-out pairs without; they share no question."""
-    draw = random.Random(SEED + 1)
-    asked = draw.sample(questions(), PAIRS + HELD_OUT)
+    draw = random.Random(seed + 1)
+    asked = draw.sample(questions(seed), PAIRS + HELD_OUT)
     rows = []
     for number, question in enumerate(asked):
         good, bad = question.answers(draw)
@@ -135,11 +135,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def sft_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def sft_model(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> LlamaForCausalLM:
     """A small Llama, trained on conversations about the zoo until it answers in sentences."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads only wait for each other on matrices this small
-    draw = random.Random(SEED + 2)
+    draw = random.Random(seed + 2)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -155,7 +155,7 @@ def sft_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=STEPS)
-    asked, ids = questions(), tokenizer.convert_tokens_to_ids
+    asked, ids = questions(seed), tokenizer.convert_tokens_to_ids
     opening = [ids("<|im_start|>"), ids("assistant")]
     for step in range(STEPS):
         batch = draw.sample(asked, BATCH)
@@ -190,15 +190,15 @@ def sft_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
+def make(folder: Path, seed: int = SEED) -> None:
+    """Write the model and both files of pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     tokenizer = word_tokenizer()
-    model = sft_model(tokenizer)
+    model = sft_model(tokenizer, seed)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    train, held_out = preference_pairs()
+    train, held_out = preference_pairs(seed)
     for name, rows in (("train", train), ("eval", held_out)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -211,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output"))

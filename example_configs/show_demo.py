@@ -1,47 +1,46 @@
-"""Print what a run of ``demo.yml`` did: the table of rounds, swapped labels, answers, artifacts.
+"""Print what the runs of the demo did: which labels SeRA doubted, what it trained on, true answers.
 
-Usage: ``python example_configs/show_demo.py [folder]``; the default folder is ``demo-output``.
+Usage: ``python example_configs/show_demo.py [folder]``; the default folder is ``demo-output``. It
+holds the run of ``demo.yml`` (``run``), and the same without SeRA (``plain``).
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
-from make_demo import questions
+from make_demo import SEED, Question, questions
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sera_plugin.data.columns import Margins, Rows
 from sera_plugin.data.ids import content_id
-from sera_plugin.review.metrics import table_text
+from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
 
 
-def flipped_by_id(folder: Path) -> dict[str, bool]:
-    """Which pairs have swapped labels, by the example ids that the artifacts use.
-
-    The id is a hash of the pair's text under the chat template.
-    """
+def swapped_labels(folder: Path) -> set[str]:
+    """Example ids of the pairs with swapped labels; an id is a hash of the pair's texts."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    found = {}
-    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    found = set()
+    for row in read_json_lines(folder / "train.jsonl"):
         prompt = tokenizer.apply_chat_template(
             row["messages"], tokenize=False, add_generation_prompt=True
         )
         answers = [row[side]["content"] + tokenizer.eos_token for side in ("chosen", "rejected")]
-        found[content_id(prompt, *answers)] = row["flipped"]
+        if row["flipped"]:
+            found.add(content_id(prompt, *answers))
     return found
 
 
 @torch.no_grad()
-def true_answers(model_folder: Path, samples: int = 4) -> float:
+def true_answers(model_folder: Path, seed: int = SEED, samples: int = 4) -> float:
     """Share of sampled answers that name the true fact, over all questions of the zoo."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     torch.manual_seed(0)
-    asked = questions()
+    asked = questions(seed)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question.text}], tokenize=False, add_generation_prompt=True
@@ -64,36 +63,68 @@ def true_answers(model_folder: Path, samples: int = 4) -> float:
     return sum(true) / len(true)
 
 
+def doubted(review: StoredRound, swapped: set[str]) -> str:
+    """How many of the pairs that a review dropped have swapped labels."""
+    pairs = review.table(Margins, Margins.EXAMPLE_ID, Margins.KEPT).to_pylist()
+    dropped = [pair["example_id"] for pair in pairs if not pair["kept"]]
+    return (
+        f"Before round {review.number} selection dropped {len(dropped)} of {len(pairs)} pairs: "
+        f"{len(swapped & set(dropped))} of the {len(swapped)} with swapped labels, and "
+        f"{len(set(dropped) - swapped)} others."
+    )
+
+
+def new_pairs(review: StoredRound, asked: dict[str, Question]) -> list[bool | None]:
+    """Whether each bootstrapped pair prefers a true to a false answer; None if both are alike."""
+    found: list[bool | None] = []
+    for pair in read_json_lines(review.bootstrapped_path):
+        text = pair["prompt"].split("user\n")[1].split("<|im_end|>")[0]
+        chosen, rejected = (asked[text].is_true(pair[side]) for side in ("chosen", "rejected"))
+        found.append(None if chosen == rejected else chosen)
+    return found
+
+
+def trained_on(run: RunFiles, swapped: set[str]) -> Table:
+    """A row for every round: what was in it, and how many of its labels were wrong."""
+    table = Table(title="What SeRA trained on", title_justify="left")
+    for name in ("round", "kept", "new", "filled", "rows", "swapped labels", "new: right", "wrong"):
+        table.add_column(name, justify="right")
+    asked = {question.text: question for question in questions()}
+    for entry in run.rounds:
+        if not entry.reviewed:
+            pairs = run.settings["pairs"]
+            table.add_row(str(entry.number), str(pairs), "", "", str(pairs), str(len(swapped)))
+            continue
+        rows = entry.rows(Rows.EXAMPLE_ID, Rows.CHOSEN_IDS).to_pylist()
+        filled = [row for row in rows if row["filled"]]
+        new = new_pairs(entry, asked)
+        wrong = [row for row in rows if row["chosen_ids"] is None and row["example_id"] in swapped]
+        counts = (len(rows) - len(filled) - len(new), len(new), len(filled), len(rows), len(wrong))
+        table.add_row(*map(str, (entry.number, *counts, new.count(True), new.count(False))))
+    return table
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
-    artifacts = folder / "run" / "sera"
-    rounds = sorted(artifacts.glob("round-*"))
-    summaries = [json.loads((path / "summary.json").read_text()) for path in rounds]
-    pairs = json.loads((artifacts / "run.json").read_text())["pairs"]
-    print("\n" + table_text([{"kept": pairs, **summary} for summary in summaries]))
-
-    flipped = flipped_by_id(folder)
-    for path in rounds:
-        if not (path / "margins.parquet").exists():
-            continue
-        table = pq.read_table(path / "margins.parquet", columns=["example_id", "kept"])
-        dropped = {True: 0, False: 0}
-        total = {True: 0, False: 0}
-        for row in table.to_pylist():
-            swapped = flipped[row["example_id"]]
-            total[swapped] += 1
-            dropped[swapped] += not row["kept"]
-        print(
-            f"{path.name}: selection dropped {dropped[True]} of {total[True]} pairs with swapped "
-            f"labels and {dropped[False]} of {total[False]} others."
-        )
-    before, after = true_answers(folder / "model"), true_answers(folder / "run")
-    print(
-        f"True answers, sampled at temperature 1: {before:.0%} before the run, {after:.0%} after."
+    run, swapped = RunFiles.open(folder / "run"), swapped_labels(folder)
+    console = Console(width=80, highlight=False)
+    console.print()
+    for review in run.reviewed:
+        console.print(doubted(review, swapped))
+    console.print(trained_on(run, swapped))
+    shares = [true_answers(folder / name) for name in ("model", "plain", "run")]
+    seconds = {
+        name: sum(entry.summary.get(f"seconds_{name}", 0.0) for entry in run.rounds)
+        for name in ("training", "scoring", "generation")
+    }
+    console.print(
+        f"Plain DPO trained on all {run.settings['pairs']} pairs in every epoch, {len(swapped)} of "
+        f"them with swapped labels. Both runs took {sum(run.settings['updates'])} updates; of "
+        f"SeRA's {sum(seconds.values()):.1f} s, {seconds['scoring']:.1f} s went to scoring and "
+        f"{seconds['generation']:.1f} s to sampling.\n"
+        f"True answers, sampled at temperature 1: {shares[0]:.0%} before, {shares[1]:.0%} after "
+        f"plain DPO, {shares[2]:.0%} after SeRA. example_configs/demo.yml says how both were tuned."
     )
-    print(f"\nArtifacts in {artifacts}:")
-    for path in sorted(p for p in artifacts.rglob("*") if p.is_file()):
-        print(f"  {path.relative_to(artifacts)} ({path.stat().st_size:,} bytes)")
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"signals": ["l" * 75] * 101}},
             f"sera.selection.signals: ['{'l' * 75}... is not allowed; it must be a list of margin, "
-            "length, or package.module:function, of at most 100 entries.",
+            "length, contrast, or package.module:function, of at most 100 entries.",
         ),
         (
             {"refine": {"weight": -0.1}},
@@ -362,12 +362,12 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"signals": ["margin", "lenght"]}},
             "sera.selection.signals: 'lenght' is unknown; did you mean length? Available: margin, "
-            "length, or package.module:function.",
+            "length, contrast, or package.module:function.",
         ),
         (
             {"selection": {"signals": "margin"}},
             "sera.selection.signals: 'margin' is not allowed; it must be a list of margin, length, "
-            "or package.module:function.",
+            "contrast, or package.module:function.",
         ),
         (
             {"selection": {"signals": ["margin", "own.signals:margin"]}},
