@@ -61,7 +61,7 @@ class TrainedRun:
             folder, settings = run.output_dir, dict(run.settings)
             if not run.finished:
                 LOG.warning("%s: the run has not come to its end.", folder)
-            stored = Path(str(settings.get("config")))
+            stored = folder / str(settings.get("config"))
             if config is None and stored.is_file():
                 config, raw = stored, read_yaml(stored)
         base = settings.get("base_model") or raw.get("base_model")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from sera_plugin.data.columns import Pairs
@@ -130,7 +130,8 @@ def run_settings(run: Run) -> dict[str, Any]:
         "contrast_prompts": [list(opposite_texts(a)) for a in run.config.selection.asked] or None,
         **(run.objective.identity() if run.objective else {}),
         "base_model": str(host.cfg.base_model),
-        "config": str(Path(str(host.cfg.axolotl_config_path)).resolve()),
+        # Relative, so that a run and its YAML can be moved together.
+        "config": os.path.relpath(str(host.cfg.axolotl_config_path), host.cfg.output_dir),
         "sequence_len": host.max_length,
         "loss_type": list(host.loss_types),
         "beta": host.beta,
