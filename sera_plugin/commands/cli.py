@@ -21,12 +21,18 @@ def _one_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
-        from sera_plugin.runtime.errors import RunError, SeraConfigError
+        from sera_plugin.runtime.errors import SeraError
 
         try:
             command(*args, **options)
-        except (RunError, SeraConfigError) as error:
+        except SeraError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise click.ClickException(
+                f"{error.filename} can't be used ({error.strerror})."
+            ) from error
 
     return run
 

@@ -17,7 +17,7 @@ from sera_plugin.commands.dataset_card import BOOTSTRAPPED, FILES, OFFLINE, data
 from sera_plugin.data.candidates import Source
 from sera_plugin.data.columns import TEXTS, BootstrappedPairs, ExportedPairs, Margins, Pairs, Rows
 from sera_plugin.data.metrics import SET_ASIDE
-from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
+from sera_plugin.data.reader import RunFiles, StoredRound
 from sera_plugin.data.rounds import full_round
 from sera_plugin.runtime.errors import RunError, first_line
 from sera_plugin.runtime.files import beside, created, put_in_place, write_synced
@@ -98,10 +98,7 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
     names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
     review = stored.table(Margins, *names)
     margins = dict(zip(*(review[name].to_pylist() for name in names), strict=True))
-    bootstrapped = {
-        pair[BootstrappedPairs.EXAMPLE_ID]: pair
-        for pair in read_json_lines(stored.bootstrapped_path)
-    }
+    bootstrapped = {pair[BootstrappedPairs.EXAMPLE_ID]: pair for pair in stored.bootstrapped()}
     for row in stored.rows().to_pylist():
         example_id = row[Rows.EXAMPLE_ID]
         if row[Rows.CHOSEN_IDS] is None:

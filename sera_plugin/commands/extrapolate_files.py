@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download, split_state_dict_into_shards_fact
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sera_plugin.data.reader import read_json
+from sera_plugin.data.checked import read_json
 from sera_plugin.runtime.errors import RunError, first_line, what_happened
 from sera_plugin.runtime.files import put_in_place, sealed, sync, unseal, write_synced
 
@@ -155,10 +155,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunError: one sentence.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise RunError(f"{path} holds no JSON object.")
-    return values
+    return read_json(path, _object)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,23 +1,24 @@
 """Reading the artifacts of a run from disk, finished or not. No torch here.
 
-A round's folder appears whole, so what is there can be read while the run goes on.
+A round's folder appears whole, so what is there can be read while the run goes on. It may
+have been damaged, or written by something else, so ``checked`` reads it.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from sera_plugin.data import checked
 from sera_plugin.data.columns import BootstrappedPairs, Column, Margins, Pairs, Rows
 from sera_plugin.data.ids import in_place_of_another
-from sera_plugin.runtime.errors import RunError, first_line
+from sera_plugin.runtime.errors import RunError
 from sera_plugin.runtime.files import SEAL
 
 
@@ -43,24 +44,37 @@ class StoredRound:
         Raises:
             RunError: if it is not there or damaged.
         """
-        return _read_parquet(self.folder / file.file, columns)
+        return checked.read_parquet(self.folder / file.file, file, columns)
+
+    def bootstrapped(self) -> Iterator[dict[str, Any]]:
+        """The bootstrapped pairs as text.
+
+        Raises:
+            RunError: if they are not there or damaged.
+        """
+        path = checked.regular(self.bootstrapped_path)
+        with open(path, "rb") as file:
+            for line in file:
+                yield checked.bootstrapped_pair(line, path)
 
     def rows(self, *columns: Rows) -> pa.Table:
-        """``rows.parquet``, or the key, ``filled`` and some other columns.
+        """``rows.parquet``, or the key, ``filled`` and some other columns of it.
 
         Versions that did not write ``filled`` have it in the keys.
 
         Raises:
             RunError: if it is not there or damaged.
         """
-        stored = (column for column in columns or Rows if column is not Rows.FILLED)
-        table = self.table(Rows, *dict.fromkeys([Rows.KEY, *stored]))
+        asked = dict.fromkeys([Rows.KEY, *columns]) if columns else ()
+        table = self.table(Rows, *(column for column in asked if column is not Rows.FILLED))
+        if Rows.FILLED in table.column_names:
+            table = table.drop_columns([Rows.FILLED])
         filled = [in_place_of_another(str(key)) for key in table[Rows.KEY].to_pylist()]
         return table.append_column(Rows.FILLED, pa.array(filled, pa.bool_()))
 
     @property
     def bootstrapped_path(self) -> Path:
-        """The bootstrapped pairs as text."""
+        """Where they stand."""
         return self.folder / BootstrappedPairs.file
 
 
@@ -99,9 +113,7 @@ class RunFiles:
                 f"{path} holds no sera/run.json, so it is not the output_dir of a SeRA run, or "
                 "the run has not begun to train."
             )
-        settings = read_json(root / "run.json")
-        if not isinstance(settings, dict) or "sera" not in settings:
-            raise RunError(f"{root / 'run.json'} was not written by a SeRA run.")
+        settings = checked.read_json(root / "run.json", checked.run_settings)
         found = [
             (int(match[1]), folder, bool(match[2]))
             for folder in sorted(root.iterdir())
@@ -157,70 +169,27 @@ class RunFiles:
     def pairs(self, *columns: Pairs) -> pa.Table | None:
         """The texts of D, or None for a run of an earlier version, which kept none."""
         path = self.root / Pairs.file
-        return _read_parquet(path, columns) if path.exists() else None
+        return checked.read_parquet(path, Pairs, columns) if path.exists() else None
 
     def log(self) -> list[Mapping[str, Any]]:
         """The trainer's log history, from wherever it reaches farthest."""
         paths = [
-            self.root / "log.json",
             self.output_dir / "trainer_state.json",
             *self.output_dir.glob("checkpoint-*/trainer_state.json"),
         ]
-        histories: list[list[Mapping[str, Any]]] = [[]]
+        log = self.root / "log.json"
+        histories = [checked.read_json(log, checked.log_history)] if log.exists() else [[]]
         for path in paths:
-            if path.is_file():
-                read = read_json(path)
-                history = read.get("log_history") if isinstance(read, dict) else read
-                histories.append([entry for entry in history or () if isinstance(entry, dict)])
+            with suppress(RunError):  # a kill may leave one of these half-written
+                histories.append(checked.read_json(path, checked.log_history))
         return max(histories, key=lambda entries: (_last_step(entries), len(entries)))
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        RunError: if it can't be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} can't be read ({error}).") from error
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines.
-
-    Raises:
-        RunError: if it can't be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                yield _object(json.loads(line))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} can't be read ({error}).") from error
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a line is not an object")
-    return value
-
-
-def _read_parquet(path: Path, columns: Sequence[Column]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=list(columns) or None)
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
-        raise RunError(f"{path} can't be read ({first_line(error)}).") from error
-
-
 def _stored(number: int, folder: Path) -> StoredRound | None:
-    if not (folder / "summary.json").is_file():
+    if not (folder / "summary.json").exists():
         return None
-    summary = read_json(folder / "summary.json")
-    if not isinstance(summary, dict):
-        raise RunError(f"{folder / 'summary.json'} was not written by a SeRA run.")
-    return StoredRound(number, folder, summary, (folder / Margins.file).is_file())
+    summary = checked.read_json(folder / "summary.json", checked.round_summary)
+    return StoredRound(number, folder, summary, (folder / Margins.file).exists())
 
 
 def _last_step(entries: list[Mapping[str, Any]]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 from sera_plugin.commands.report.page import Explorer
 from sera_plugin.commands.report.pairs import FILLED, ROW, choose, clipped
 from sera_plugin.data.candidates import Source
+from sera_plugin.data.checked import bootstrapped_pair
 from sera_plugin.data.columns import TEXTS, BootstrappedPairs, Competitors
 from sera_plugin.data.reader import StoredRound
-from sera_plugin.runtime.errors import RunError
 
 BUDGET = 1_400_000
 """Bytes of text in the list of bootstrapped pairs."""
@@ -75,25 +74,15 @@ def _places(stored: StoredRound) -> Iterator[_Place]:
     start = 0
     with open(stored.bootstrapped_path, "rb") as file:
         for line in file:
-            pair = _parsed(line, stored)
+            pair = bootstrapped_pair(line, stored.bootstrapped_path)
             yield _Place(stored, start, len(line), float(pair.get(BootstrappedPairs.MARGIN) or 0.0))
             start += len(line)
-
-
-def _parsed(line: bytes, stored: StoredRound) -> dict[str, Any]:
-    try:
-        pair = json.loads(line)
-    except ValueError as error:
-        raise RunError(f"{stored.bootstrapped_path} can't be read ({error}).") from error
-    if not isinstance(pair, dict) or not set(TEXTS) <= pair.keys():
-        raise RunError(f"{stored.bootstrapped_path} was not written by a SeRA run.")
-    return pair
 
 
 def _row(place: _Place, filling: frozenset[str]) -> dict[str, Any]:
     with open(place.stored.bootstrapped_path, "rb") as file:
         file.seek(place.start)
-        pair = _parsed(file.read(place.size), place.stored)
+        pair = bootstrapped_pair(file.read(place.size), place.stored.bootstrapped_path)
     sides = (f"{side}: {_label(pair.get(source))}" for side, source in _SIDES.items())
     filled = [FILLED] if str(pair.get(BootstrappedPairs.EXAMPLE_ID)) in filling else []
     tags = [f"round {place.stored.number}", *filled, *sides]
