@@ -84,7 +84,7 @@ def _alike(
     return [item for _, item in sorted(placed, key=lambda entry: entry[0])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RoundRow:
     """One row of a round: an offline pair by id, or a bootstrapped pair with its tokens.
 

@@ -35,7 +35,7 @@ LAUNCHING = [
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/multi-gpu.md")
 ]
 
-HOST_BYTES_PER_PAIR = 1100
+HOST_BYTES_PER_PAIR = 900
 """Host memory of an offline pair on each rank beside its tokens, which are mapped from disk."""
 
 HOST_BYTES_PER_TOKEN = 40
