@@ -108,9 +108,7 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
     def post_train_unload(self, cfg: Any) -> None:
         """Say what shows the run; the last that the host lets a plugin say."""
         if self._config is not None and not cfg.local_rank:
-            # The ranks have left their group by now, so the logger can't ask which one this is.
-            where = quote(cfg.output_dir)
-            LOG.info("`axolotl sera report %s` shows the run.", where, main_process_only=False)
+            LOG.info("`axolotl sera report %s` shows the run.", quote(cfg.output_dir))
 
 
 def _check_output(output_dir: Any) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 
 class _MainProcess(logging.LoggerAdapter[logging.Logger]):
-    """Speaks on rank 0 alone; launchers set ``RANK``."""
+    """Speaks on rank 0 alone, unless told otherwise; launchers set ``RANK``."""
 
-    def isEnabledFor(self, level: int) -> bool:
-        return os.environ.get("RANK", "0") == "0" and super().isEnabledFor(level)
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        main_process_only = kwargs.pop("main_process_only", True)
+        if not main_process_only or os.environ.get("RANK", "0") == "0":
+            super().log(level, msg, *args, **kwargs)
 
 
 def logger(name: str) -> Any:
