@@ -29,6 +29,7 @@ VARIANTS = (
     "sera-tight",
     "reference-length-auto",
 )
+FILLS = ("fill-kept", "fill-both", "fill-next")
 REFINED = tuple(name for name in ARMS if name.startswith(("sr-dpo", "sr-ipo")))
 
 Plan = tuple[tuple[str, tuple[str, ...]], ...]
@@ -49,8 +50,9 @@ MORE: Plan = (
     ("on-0.4", (*VARIANTS, *PARTS, "full-ipo", *REFINED)),
     ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
     ("off-0.2", REFINED),
+    *((regime, FILLS) for regime in ("on-0.4", "on-0.2", "off-0.4", "on-0.0")),
 )
-"""Rules, judges, parts and variants; a regime may come more than once."""
+"""Rules, judges, parts, variants and fills; a regime may come more than once."""
 QUICK: Plan = (("quick-0.4", ("dpo", "random", "select", "sera")),)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import JUDGES, MORE, PLAN, RULES, SEEDS, planned
+from benchmarks.evidence.plan import FILLS, JUDGES, MORE, PLAN, RULES, SEEDS, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, tuned, tuning_runs
-from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, bars, spread
+from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, bars, pooled, spread
 
 HERE = Path(__file__).parent
 PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
@@ -45,6 +45,7 @@ def write(
     if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
     parts.extend(_side_by_side(summary))
+    parts.extend(_filling(summary))
     plots.mkdir(parents=True, exist_ok=True)
     for regime in summary.regimes:
         arms = summary.of(regime)
@@ -64,6 +65,34 @@ def _state(summary: Summary) -> str:
     return (
         f"Arms with {SEEDS} seeds or more, of those planned: {', '.join(seeds)}. {_cost(summary)}"
     )
+
+
+def _filling(summary: Summary) -> list[str]:
+    """What takes the places of pairs that fell short, against what did so before."""
+    regimes = [r for r in summary.regimes if all((r, arm) in summary.arms for arm in FILLS)]
+    if not regimes:
+        return []
+    rows = []
+    for name in FILLS:
+        pairs = [(summary.arms[r, name], summary.arms[r, "sera"]) for r in regimes]
+        plain = [(mine, summary.arms[mine.regime, "dpo"]) for mine, _ in pairs]
+        further = np.mean([mine.mean("kl") / other.mean("kl") for mine, other in pairs])
+        each = (str(mine.against(other)) for mine, other in pairs)
+        gaps = (str(pooled(pairs)), str(pooled(plain)))
+        rows.append((f"`{name}`", ARMS[name].note, *gaps, f"× {further:.1f}", *each))
+    arms = [arm for arm in summary.arms.values() if arm.filled_before]
+    names = ", ".join(f"`{name}`" for name in ARMS if any(arm.arm == name for arm in arms))
+    head = ("arm", "what it is", "against `sera`", "against `dpo`", "KL", *regimes)
+    return [
+        "## What fills a round\n\n"
+        f"In {sum(arm.filled_before for arm in arms)} runs on this page, all of {names}, rounds "
+        "that fell short of bootstrapped pairs were filled with the next-best offline pairs, those "
+        "with negative margins among them: they were made before there was `selection.fill`. "
+        "All other runs are of rounds as they are composed now. Here it is `sera` so filled "
+        "against `sera: true` with each value of `selection.fill`; every arm has a learning rate "
+        "and β of its own. Difference of gold reward, of each seed the mean over the regimes, then "
+        "in each of them.\n\n" + table(head, rows)
+    ]
 
 
 def _cost(summary: Summary) -> str:

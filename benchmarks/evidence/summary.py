@@ -102,6 +102,15 @@ class ArmRuns:
         found = [[v for v in column if v is not None] for column in columns]
         return [float(np.mean(values)) if values else float("nan") for values in found]
 
+    @property
+    def filled_before(self) -> int:
+        """Runs in which next-best pairs filled a round, as before there was ``selection.fill``."""
+        sera = ARMS[self.arm].sera
+        if sera is None or not sera["bootstrap"]["fraction"]:
+            return 0
+        rounds = [[entry["summary"] for entry in run["rounds"]] for run in self.runs.values()]
+        return sum(any(s["shortfall"] and "filled" not in s for s in each) for each in rounds)
+
     def verdict(self, base: ArmRuns) -> str:
         """``better``, ``not worse``, ``worse`` or ``undecided`` against plain training."""
         difference, floor = self.against(base), NOT_WORSE * base.gain.mean
@@ -142,6 +151,14 @@ class Summary:
     def of(self, regime: str) -> dict[str, ArmRuns]:
         """Arms of a regime in the order of ``ARMS``."""
         return {arm: self.arms[regime, arm] for arm in ARMS if (regime, arm) in self.arms}
+
+
+def pooled(pairs: Sequence[tuple[ArmRuns, ArmRuns]]) -> Interval:
+    """Difference of gold reward in several regimes: of each seed that all have its mean."""
+    seeds = set.intersection(*(set(mine.shared(other)) for mine, other in pairs))
+    return Interval.of(
+        [float(np.mean([a.gains[s] - b.gains[s] for a, b in pairs])) for s in sorted(seeds)]
+    )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class SelectionConfig(Block):
         "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats.",
     )
     fill: Fill = Field(
-        default="kept",
+        default="next_best",
         description="What takes the places of pairs that fall short, so that a round keeps its "
         "size: `kept` pairs again, `kept_and_bootstrapped` pairs again, or `next_best` pairs that "
         "the rule lets through, then kept ones again. Pairs with a negative margin never do.",

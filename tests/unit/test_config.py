@@ -54,7 +54,7 @@ def test_defaults():
             "keep": 0.7,
             "margin": "sum",
             "band": [20.0, 90.0],
-            "fill": "kept",
+            "fill": "next_best",
             "threshold": 0.0,
             "uncertainty": 0.0,
             "on_negative": "keep",
