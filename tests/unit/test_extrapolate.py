@@ -27,6 +27,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from benchmarks.evidence import expo
+from benchmarks.evidence.runs import Results, Settings, report_runs
+from benchmarks.evidence.study import RESULTS
 from sera_plugin.commands import extrapolate_weights
 from sera_plugin.commands.extrapolate import extrapolate
 from sera_plugin.commands.extrapolate_eval import LOSSES, Evaluation, mean_over_batches
@@ -470,6 +473,7 @@ def peak(work: Callable[[], object]) -> int:
     return most - before
 
 
+@pytest.mark.slow
 def test_memory_stays_at_a_shard_and_some_blocks(tmp_path: Path) -> None:
     """The same with one shard for all holds a whole model, which shows that the gauge works."""
     names = [f"layer.{number}" for number in range(32)]
@@ -533,3 +537,13 @@ def test_an_evaluation_holds_one_model_at_a_time(
     assert [row.alpha for row in found] == [0.0, 0.5]
     assert len(alive) == 3
     assert set(alive) == {alive[0]}
+
+
+def test_the_page_shows_what_is_stored() -> None:
+    page = (Path(__file__).parents[2] / "docs/extrapolation.md").read_text(encoding="utf-8")
+    settings, results = Settings(), Results(RESULTS)
+    for regime in expo.REGIMES:
+        runs = report_runs(regime, "dpo", expo.SEEDS, settings, results)
+        assert len(runs) == 6
+        assert not list(expo.missing(runs, settings, results))
+        assert expo.compared(runs, settings, results) in page
