@@ -59,8 +59,7 @@ demo-sera:
 
 # The same config as plain DPO; what it prints goes to a file, since both train at once.
 demo-plain:
-	SERA=off $(RUN) axolotl train example_configs/demo.yml --output-dir demo-output/plain \
-		--dataset-prepared-path demo-output/plain-prepared > demo-output/plain.log 2>&1 \
+	$(RUN) python example_configs/train_plain.py > demo-output/plain.log 2>&1 \
 		|| (tail -n 40 demo-output/plain.log; exit 1)
 
 test: $(VENV)/.installed-dev

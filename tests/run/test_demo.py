@@ -29,14 +29,13 @@ class Demo(NamedTuple):
 def demo(tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli, run_python: RunCli) -> Demo:
     """The commands of `make demo`, one after the other."""
     folder = tmp_path_factory.mktemp("demo")
-    plain = ("--output-dir", "demo-output/plain", "--launcher", "python")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_python(EXAMPLES / "make_demo.py")
         return Demo(
             folder / "demo-output",
             run_cli("train", CONFIG, "--launcher", "python"),
-            run_cli("train", CONFIG, *plain, env={"SERA": "off"}),
+            run_python(EXAMPLES / "train_plain.py"),
             run_python(EXAMPLES / "show_demo.py"),
         )
 
