@@ -6,6 +6,7 @@ holds the run of ``demo.yml`` (``run``), and the same without SeRA (``plain``).
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sera_plugin.data.columns import Margins, Rows
 from sera_plugin.data.ids import content_id
-from sera_plugin.data.reader import RunFiles, StoredRound, read_json_lines
+from sera_plugin.data.reader import RunFiles, StoredRound
 
 
 def swapped_labels(folder: Path) -> set[str]:
     """Example ids of the pairs with swapped labels; an id is a hash of the pair's texts."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     found = set()
-    for row in read_json_lines(folder / "train.jsonl"):
+    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
         prompt = tokenizer.apply_chat_template(
             row["messages"], tokenize=False, add_generation_prompt=True
         )
@@ -77,7 +79,7 @@ def doubted(review: StoredRound, swapped: set[str]) -> str:
 def new_pairs(review: StoredRound, asked: dict[str, Question]) -> list[bool | None]:
     """Whether each bootstrapped pair prefers a true to a false answer; None if both are alike."""
     found: list[bool | None] = []
-    for pair in read_json_lines(review.bootstrapped_path):
+    for pair in review.bootstrapped():
         text = pair["prompt"].split("user\n")[1].split("<|im_end|>")[0]
         chosen, rejected = (asked[text].is_true(pair[side]) for side in ("chosen", "rejected"))
         found.append(None if chosen == rejected else chosen)
