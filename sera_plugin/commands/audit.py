@@ -126,12 +126,13 @@ def _free(output_dir: Path) -> Path:
 
 def _load(config: Path, folder: Path) -> tuple[Any, Any, Any]:
     """The host's config, all pairs and the tokenizer."""
-    from sera_plugin.host.loading import load_preference_data, read_config
+    from sera_plugin.host.loading import load_preference_data, read_config, refused_by_host
 
-    # All pairs are audited, and the host writes its log beside the results, not into the run.
-    cfg = read_config(config, val_set_size=0, output_dir=str(folder))
-    cfg.test_datasets = None
-    meta, tokenizer = load_preference_data(cfg)
+    with refused_by_host(config):
+        # All pairs are audited, and the host writes its log beside the results, not into the run.
+        cfg = read_config(config, val_set_size=0, output_dir=str(folder))
+        cfg.test_datasets = None
+        meta, tokenizer = load_preference_data(cfg)
     return cfg, meta.train_dataset, tokenizer
 
 

@@ -85,10 +85,17 @@ class AuditModels:
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """πref, ready to score."""
+        """πref, ready to score.
+
+        Raises:
+            SeraConfigError: one sentence, if it can't be loaded.
+        """
+        from sera_plugin.host.loading import refused_by_host
         from sera_plugin.scoring.scorer import inference
 
-        model = self._prepared(self._load(str(self.cfg.base_model)))
+        with refused_by_host(f"base_model: {self.cfg.base_model}"):
+            model = self._load(str(self.cfg.base_model))
+        model = self._prepared(model)
         with inference(model):
             yield model
 

@@ -133,7 +133,8 @@ def read_block(path: Path) -> tuple[dict[str, Any], SeraConfig]:
     config = parse_block(raw.get("sera"))
     if config is None:
         raise SeraConfigError(f"{path} has no sera: block, so there are no rounds to plan.")
-    if "sera_plugin.SeRAPlugin" not in (raw.get("plugins") or ()):
+    plugins = raw.get("plugins")
+    if not isinstance(plugins, list) or "sera_plugin.SeRAPlugin" not in plugins:
         raise SeraConfigError(
             "plugins: sera_plugin.SeRAPlugin is missing, so Axolotl would train plain DPO; add it."
         )

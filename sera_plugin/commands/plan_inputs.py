@@ -9,7 +9,13 @@ from sera_plugin.commands.plan import Lengths, RunPlan, assemble, read_block
 from sera_plugin.commands.speed import Speed
 from sera_plugin.config import SeraConfig
 from sera_plugin.host.checks import plan_of, zero_stage
-from sera_plugin.host.loading import chat_templates, config_on, load_preference_data, tokenized
+from sera_plugin.host.loading import (
+    chat_templates,
+    config_on,
+    load_preference_data,
+    refused_by_host,
+    tokenized,
+)
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.training.checks import check_data
 from sera_plugin.training.costs import ModelSize
@@ -37,8 +43,10 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
         SeraConfigError: one sentence, if the run would be refused.
     """
     raw, config = read_block(path)
-    cfg = config_on(processes, path, raw)
-    meta, tokenizer = load_preference_data(cfg)
+    with refused_by_host(path):
+        cfg = config_on(processes, path, raw)
+        meta, tokenizer = load_preference_data(cfg)
+        size = model_size(cfg, deepspeed=bool(cfg.deepspeed) or bool(zero))
     check_data(cfg, config, meta.train_dataset, tokenizer)
     lengths = _lengths(cfg, config, meta, tokenizer)
     schedule = plan_of(cfg, config, lengths.pairs)
@@ -48,7 +56,7 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
         schedule,
         lengths,
         config,
-        model_size(cfg, deepspeed=bool(cfg.deepspeed) or bool(zero)),
+        size,
         token_budget=2 * int(cfg.micro_batch_size or 1) * int(cfg.sequence_len),
         processes=processes,
         stage=stage,

@@ -6,15 +6,18 @@ and it does that after the datasets are loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+from jinja2 import TemplateError
 
-from sera_plugin.runtime.errors import SeraConfigError, first_line
+from sera_plugin.runtime.errors import SeraConfigError, SeraError, first_line, in_short
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -23,6 +26,25 @@ if TYPE_CHECKING:
 
 QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 """Bytes per weight, with the scales of their blocks."""
+
+
+@contextmanager
+def refused_by_host(what: str | Path) -> Iterator[None]:
+    """Turn what the host raises over a config, its data or its model into a sentence.
+
+    For commands, which read what may be no config of the host at all. It checks little itself, so
+    its errors are of many kinds.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    try:
+        yield
+    except SeraError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError, DatasetsError, TemplateError) as error:  # fmt: skip
+        raise SeraConfigError(f"{what}: Axolotl can't use it ({in_short(error)}).") from error
 
 
 def read_config(path: Path, **changes: Any) -> Any:
@@ -124,7 +146,11 @@ def load_preference_data(cfg: Any) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Dataset:
-    """Preference pairs with token ids, as the trainer of a run has them; needs no model."""
+    """Preference pairs with token ids, as the trainer of a run has them; needs no model.
+
+    Raises:
+        SeraConfigError: one sentence, if the host can't make them.
+    """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
     trainer = AxolotlDPOTrainer.__new__(AxolotlDPOTrainer)
@@ -132,7 +158,8 @@ def tokenized(dataset: Dataset, tokenizer: Any, max_length: int | None) -> Datas
     args: Any = SimpleNamespace(
         max_length=max_length, truncation_mode="keep_start", dataset_num_proc=None
     )
-    return trainer._prepare_dataset(dataset, tokenizer, args, "train")
+    with refused_by_host("datasets"):
+        return trainer._prepare_dataset(dataset, tokenizer, args, "train")
 
 
 def load_model(cfg: Any, tokenizer: Any, path: str) -> Any:

@@ -779,3 +779,41 @@ def test_prepared_data_that_cant_be_read(start: Start, tmp_path: Path, name: str
     assert_one_sentence(sentence)
     assert sentence.startswith(f"dataset_prepared_path: {path.parent} can't be read (")
     assert sentence.endswith("delete it and the data is prepared again.")
+
+
+@pytest.mark.cli
+def test_an_audit_without_weights_is_refused_with_a_sentence(
+    config: MakeConfig, run_cli: RunCli, weightless: Path, llama: Path, tmp_path: Path
+):
+    path = config(base_model=str(weightless))
+    args = ("--policy", llama, "--out", tmp_path / "out")
+    output = run_cli("sera", "audit", path, *args, expect_failure=True)
+    assert "Traceback" not in output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith(f"Error: base_model: {weightless}: Axolotl can't use it (OSError: ")
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"base_model": None}, None),
+        ({"datasets": "pairs.jsonl"}, None),
+        ({"plugins": 5}, None),
+        ({}, {}),
+        ({}, {"prompt": None}),
+        ({}, {"prompt": ["a", "list"]}),
+    ],
+)
+def test_commands_refuse_foreign_configs_and_data_with_a_sentence(
+    config: MakeConfig, run_cli: RunCli, llama: Path, tmp_path: Path, changes: dict, column: Any
+):
+    if column is not None:
+        pairs = [{"chosen": f"{n} good", "rejected": "bad"} | column for n in range(24)]
+        data = assets.write_jsonl(tmp_path / "pairs.jsonl", pairs)
+        changes = {"datasets": [{"path": str(data), "ds_type": "json", "split": "train"}]}
+    path = config(**changes)
+    for command in (("plan", path), ("audit", path, "--policy", llama, "--out", tmp_path / "out")):
+        output = run_cli("sera", *command, expect_failure=True)
+        assert "Traceback" not in output
+        assert output.strip().splitlines()[-1].startswith("Error: ")

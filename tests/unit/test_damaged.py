@@ -246,6 +246,73 @@ def test_a_damaged_run_is_shown_or_refused_with_one_sentence(
     shutil.rmtree(folder)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("log.json", "5", "(it holds no log history)."),
+        ("run.json", '{"sera": {}, "pairs": "8"}', "pairs: Input should be a valid integer)."),
+        (
+            "round-02/summary.json",
+            '{"kept": "6"}',
+            "(kept is no number).",
+        ),
+        (
+            "round-02/bootstrapped.jsonl",
+            '{"prompt": "x"}',
+            "(a pair lacks its chosen).",
+        ),
+        ("pairs.parquet", ("prompt", None), "(a row has no prompt)."),
+        ("pairs.parquet", ("chosen_tokens", "many"), "Failed to parse string: 'many' as a scalar"),
+        ("round-02/margins.parquet", ("kept", ()), ""),
+    ],
+)
+def test_what_is_damaged_is_named(
+    whole: Path, tmp_path: Path, file: str, content: str | tuple[str, Any], said: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    path = run / "sera" / file
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        name, value = content
+        table = pq.read_table(path)
+        place = table.column_names.index(name)
+        values = [[value] * table.num_rows]
+        pq.write_table(
+            table.drop_columns([name]) if value == () else table.set_column(place, name, values),
+            path,
+        )
+    result = CliRunner().invoke(sera, ["report", str(run)])
+    assert result.exit_code == 1
+    (line,) = result.output.strip().splitlines()
+    assert line.startswith(f"Error: {path} can't be read (")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("report", LONG),
+        ("report", "RUN", "--out", LONG),
+        ("export", "RUN", "--round", "2", "--out", LONG),
+        ("export", LONG, "--round", "2"),
+        ("plan", LONG),
+        ("plan", "none.yml", "--measured", LONG),
+        ("audit", LONG),
+    ],
+)
+def test_names_that_no_file_can_have(whole: Path, args: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(sera, [arg.replace("RUN", str(whole)) for arg in args])
+    assert result.exit_code == 1, result.exception
+    (line,) = result.output.strip().splitlines()
+    assert LONG in line
+    assert "File name too long" in line
+
+
 def test_a_whole_run_is_shown(whole: Path, tmp_path: Path) -> None:
     refused = []
     for command in COMMANDS:
