@@ -149,7 +149,7 @@ def test_no_block_changes_nothing(
             ["sera.bootstrap.fracion: 0.2", "did you mean fraction?"],
         ),
         ({"keep": 0.5}, ["sera.keep: 0.5", "did you mean sera.selection.keep?"]),
-        ({"selection": {"zzz": 1}}, ["sera.selection.zzz: 1", "source, external."]),
+        ({"selection": {"zzz": 1}}, ["sera.selection.zzz: 1", "source, external, contrast."]),
     ],
 )
 def test_unknown_keys(refused: Start, block: dict[str, Any], parts: list[str]):
@@ -398,7 +398,10 @@ def test_rule_or_judge_that_can_not_work(
         ({"weight": -0.1}, "sera.refine.weight: -0.1 is not allowed"),
         ({"prompt": "nowhere.txt"}, "sera.refine.prompt: 'nowhere.txt' is not a file"),
         ({"prompt": " "}, "sera.refine.prompt: ' ' is empty"),
-        ({"prompt": "be kind " * 40}, "sequence_len: 128 leaves no room for sera.refine.prompt"),
+        (
+            {"prompt": "be kind " * 40},
+            "sequence_len: 128 leaves no room for the prompt of sera.refine",
+        ),
     ],
 )
 def test_bad_refinement(refused: Start, refine: dict[str, Any], words: str):
