@@ -87,7 +87,7 @@ def test_a_judge_that_fails_on_one_rank_ends_all_and_what_was_judged_is_kept(run
     stopped = time.time()
     assert stopped - float(re.search(r"FAULT at ([\d.]+)", out)[1]) < 60  # type: ignore[index]
     assert re.search(
-        r"JudgeError: sera\.bootstrap\.judge: judges:by_checksum raised ConnectionError: the judge "
+        r"sera\.bootstrap\.judge: judges:by_checksum raised ConnectionError: the judge "
         r"is out \(judges\.py, line \d+\); the answers judged so far are kept, and a resumed run "
         r"goes on from them\.",
         out,
