@@ -121,6 +121,6 @@ def test_what_the_rule_keeps_out_and_what_is_dropped_never_fills() -> None:
 
 
 def test_a_round_that_holds_doubted_pairs_alone_says_so() -> None:
-    review, _ = composed(SelectionConfig(rule="bottom", keep=0.2), 0)
+    review, _ = composed(SelectionConfig(rule="bottom", keep=0.2, fill="kept"), 0)
     found = review_metrics(review, PAIRS, None)
     assert found["filled_negative"] == found["filled"] == PLANNED
