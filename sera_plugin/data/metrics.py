@@ -203,7 +203,7 @@ METRICS = (
 # fmt: on
 """All of them, in the order of tables."""
 
-_NAMES = {metric.name for metric in METRICS}
+_NAMES = {metric.name for metric in METRICS} | {SET_ASIDE}
 
 
 def metrics_of(names: Iterable[str]) -> list[Metric]:

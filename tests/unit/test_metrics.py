@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from reviews import DECISION, PAIRS, QUIET, logps, review_of, table_of
 
-from sera_plugin.data.metrics import METRICS, SET, label_of, metrics_as_markdown, metrics_of
+from sera_plugin.data.metrics import (
+    METRICS,
+    SET,
+    SET_ASIDE,
+    label_of,
+    metrics_as_markdown,
+    metrics_of,
+)
 from sera_plugin.review.guard import Signals
 from sera_plugin.review.metrics import (
     accuracy,
@@ -100,7 +107,14 @@ def test_the_registry_has_what_a_round_reports_and_nothing_else():
 
 
 def test_a_set_of_its_own_name_belongs_to_a_family():
-    names = ["set_aside_answers", "unknown", "accuracy_maths", "accuracy_train", "set_aside"]
+    names = [
+        "set_aside_answers",
+        SET_ASIDE,
+        "unknown",
+        "accuracy_maths",
+        "accuracy_train",
+        "set_aside",
+    ]
     found = {metric.name: metric for metric in metrics_of(names)}
     assert list(found) == ["set_aside", "set_aside_answers", "accuracy_train", "accuracy_maths"]
     assert found["accuracy_maths"].title == "accuracy maths"

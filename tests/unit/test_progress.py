@@ -108,6 +108,13 @@ def test_a_pass_that_fails_is_not_said_to_be_done(said: list[str]) -> None:
 def test_the_main_process_alone_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logger("sera_plugin.one")
     assert log.logger.name == "axolotl.sera_plugin.one"
-    assert log.isEnabledFor(logging.INFO)
+    seen: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: seen.append(record.getMessage()))
+    log.logger.addHandler(handler)
+    log.info("main")
     monkeypatch.setenv("RANK", "1")
-    assert not log.isEnabledFor(logging.ERROR)
+    log.error("another rank")
+    log.error("another rank, asked", main_process_only=False)
+    log.logger.removeHandler(handler)
+    assert seen == ["main", "another rank, asked"]

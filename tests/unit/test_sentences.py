@@ -75,7 +75,7 @@ def test_one_rank_says_it_and_the_launcher_has_it(
     ended: Callable[..., str], tmp_path: Path, kind: str, rank: str, told: bool, says: bool
 ) -> None:
     file = tmp_path / "error.json"
-    env = {"LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": str(file)}
+    env = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": str(file)}
     said = ended(f"{kind}({SENTENCE!r})", **env)
     assert said.count(SENTENCE) == says
     assert "Traceback" not in said
