@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import slow_reference as slow
 from command_line import MakeConfig, RunCli, dataset_entry, output_dir
-from ranks import LIMIT, LORA, RANKS, TORCHRUN, zero_config
+from ranks import FSDP2, LIMIT, LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoTokenizer
 
 from sera_plugin.scoring.scorer import plan_batches
@@ -25,17 +25,6 @@ from sera_plugin.scoring.scorer import plan_batches
 PAIRS = 60
 KEPT, FRESH = 35, 6
 pytestmark = pytest.mark.cli
-FSDP2 = {
-    "fsdp_version": 2,
-    "fsdp_config": {
-        "offload_params": False,
-        "cpu_ram_efficient_loading": False,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
-        "state_dict_type": "FULL_STATE_DICT",
-        "reshard_after_forward": True,
-    },
-}
 BACKENDS = ["ddp", "zero1", "zero2", "zero3"]
 ADAPTERS = [pytest.param(adapter, id=name) for name, adapter in {"full": {}, "lora": LORA}.items()]
 REAL = {("ddp", False), ("zero3", True)}

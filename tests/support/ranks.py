@@ -24,6 +24,18 @@ LORA = {
     "gradient_checkpointing": True,
 }
 
+FSDP2 = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "offload_params": False,
+        "cpu_ram_efficient_loading": False,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+    },
+}
+
 
 def zero_config(folder: Path, stage: int) -> str:
     zero: dict[str, Any] = {
