@@ -317,7 +317,10 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda base, out: (base / "model.safetensors").unlink(),
         "base_model: .*base: .* holds no model.safetensors",
     ),
-    "no config": (lambda base, out: (out / "config.json").unlink(), "config.json can't be read"),
+    "no config": (
+        lambda base, out: (out / "config.json").unlink(),
+        "config.json is missing, or is no file",
+    ),
 }
 
 
