@@ -13,6 +13,7 @@ READ = {
     "trl": "1.9.0",
     "transformers": "5.16.1",
     "accelerate": "1.13.0",
+    "bitsandbytes": "0.50.2",
 }
 """The versions in which the names below were read."""
 
@@ -250,6 +251,11 @@ TOUCHES = (
           "weights that did not arrive are not noticed"),
     Touch("trl.distributed.DistributedBackend", "make parameters whole under ZeRO-3",
           "vLLM is sent empty weights under ZeRO-3"),
+    Touch("bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu",
+          "keep 4-bit weights on a CPU in the form that has a backward pass",
+          "QLoRA on a CPU is refused, or trains on wrong gradients"),
+    Touch("bitsandbytes.nn.Linear4bit", "try whether a 4-bit layer passes gradients",
+          "QLoRA on a CPU is refused"),
     Touch("trl.import_utils.is_vllm_available", "refuse engine: vllm where there is none",
           "a run without vLLM fails at its first review"),
 )
