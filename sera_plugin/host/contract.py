@@ -68,6 +68,8 @@ TOUCHES = (
           "the run logs another batch size"),
     Touch(f"{_TRAINER}_init_training_state", "resume at the schedule's round and update",
           "a resumed run skips or repeats batches"),
+    Touch(f"{_TRAINER}_load_from_checkpoint", "load an adapter in the type that it is trained in",
+          "a resumed QLoRA run goes on in float32"),
     Touch(f"{_TRAINER}_prepare_for_training",
           "open the run when all models are prepared and a checkpoint is loaded",
           "the reference is scored with weights that are not final"),

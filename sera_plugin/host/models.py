@@ -109,6 +109,20 @@ def whole_models() -> Iterator[None]:
         _deepspeed._hf_deepspeed_config_weak_ref = config
 
 
+@contextmanager
+def kept_types(model: torch.nn.Module) -> Iterator[None]:
+    """What is loaded into a model's parameters inside gets the types that they had before.
+
+    PEFT loads an adapter in float32, also one that TRL trains in bfloat16, as it does on a
+    quantised base; a resumed run would go on in another precision.
+    """
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != types.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(types[name])
+
+
 def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] = ()) -> str:
     """32 hex digits of all weights, by name; equal on every rank, which must all call it.
 

@@ -18,7 +18,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
-from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
+from sera_plugin.host.models import (
+    KeyedCollator,
+    answer_sums,
+    kept_types,
+    logps_of_batch,
+    plugin_config,
+)
 from sera_plugin.host.rounds import Objective, Rounds, Start
 from sera_plugin.runtime.errors import SeraConfigError
 
@@ -150,6 +156,10 @@ class RoundTrainer(AxolotlDPOTrainer):
         self._saved_step = self.state.global_step
         skipped = 0 if self.args.ignore_data_skip else where.updates_done
         return where.epoch, skipped * self.args.gradient_accumulation_steps
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with kept_types(self.model):
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
