@@ -1,4 +1,4 @@
-"""Runs on a base that bitsandbytes holds in 4 and in 8 bits, on the CPU, through the command line."""
+"""Runs on a base that bitsandbytes holds in 4 and in 8 bits, on the CPU, from the command line."""
 
 from __future__ import annotations
 

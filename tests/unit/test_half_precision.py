@@ -90,7 +90,7 @@ def test_what_overflows_is_set_aside_and_spares_its_batch():
     assert finite.tolist() == [False] * 2 + [True] * len(rows)
     np.testing.assert_allclose(found[2:], scored(model, rows, 1), atol=0.1)
     assert check_numbers(finite, 0.5, "round 2") == 2
-    with pytest.raises(BadNumbersError, match="2 of .* look at the learning rate and the precis"):
+    with pytest.raises(BadNumbersError, match=r"2 of .* look at the learning rate and the precis"):
         check_numbers(finite, 0.01, "round 2")
 
 
