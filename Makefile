@@ -12,7 +12,7 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash coverage docs bench evidence \
+.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage docs bench evidence \
 	evidence-all evidence-quick format clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
 	@echo "make test-fast   the tests that start no process, about a minute"
 	@echo "make test-crash  more points at which a run is killed and resumed"
+	@echo "make test-package  the wheel in an empty environment: the demo; needs the network"
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
@@ -75,6 +76,10 @@ test-fast: $(VENV)/.installed-dev
 
 test-crash: $(VENV)/.installed-dev
 	$(PYTEST) -m "kill or crash"
+
+# For another Python: make test-package PYTHON=python3.12
+test-package:
+	$(PYTHON) tests/package/wheel.py --python $(PYTHON)
 
 # Every run starts the installed command line, which can then be measured: about half an hour.
 coverage: $(VENV)/.installed-dev

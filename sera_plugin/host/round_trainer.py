@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ class RoundTrainer(AxolotlDPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Any = KeyedCollator(self.data_collator)
+
+    def name_method(self, name: str, tags: Sequence[str], paper: Mapping[str, str]) -> None:
+        """Say in the model's tags and card what it is trained with; call it before the constructor.
+
+        Args:
+            name: of the method.
+            tags: beside the host's own.
+            paper: its ``title``, arXiv ``id`` and BibTeX ``citation``.
+        """
+        self._name, self._paper = name, dict(paper)
+        self._tag_names = [*self._tag_names, *tags]
 
     @property
     def batching(self) -> Batching:
