@@ -12,7 +12,7 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage docs bench evidence \
+.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage docs bench gpu-check evidence \
 	evidence-all evidence-quick format clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
+	@echo "make gpu-check  what only a GPU can show, in 20 minutes; writes a table to benchmarks/results"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
@@ -100,6 +101,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # For example: make bench BENCH="--device gpu --preset llama-1b"
 bench: $(VENV)/.installed-bench
 	$(RUN) python -m benchmarks $(BENCH)
+
+# With the Python at hand and what it has; nothing is installed. Without a GPU:
+# make gpu-check CHECK="--device cpu --out FOLDER"
+gpu-check:
+	PATH="$(abspath $(BIN)):$$PATH" python -m benchmarks.gpu_check $(CHECK)
 
 # What is in benchmarks/evidence/results is not run again.
 evidence: $(VENV)/.installed-dev
