@@ -12,8 +12,8 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage docs bench gpu-check evidence \
-	evidence-all evidence-quick format clean
+.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage \
+	docs bench gpu-check evidence evidence-all evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo with and without SeRA and print what it did"
