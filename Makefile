@@ -12,8 +12,8 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash coverage docs bench evidence \
-	evidence-all evidence-quick format clean
+.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage \
+	docs bench gpu-check evidence evidence-all evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo with and without SeRA and print what it did"
@@ -21,9 +21,11 @@ help:
 	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
 	@echo "make test-fast   the tests that start no process, about a minute"
 	@echo "make test-crash  more points at which a run is killed and resumed"
+	@echo "make test-package  the wheel in an empty environment: the demo; needs the network"
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
+	@echo "make gpu-check  what only a GPU can show, in 20 minutes; writes a table to benchmarks/results"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
@@ -76,6 +78,10 @@ test-fast: $(VENV)/.installed-dev
 test-crash: $(VENV)/.installed-dev
 	$(PYTEST) -m "kill or crash"
 
+# For another Python: make test-package PYTHON=python3.12
+test-package:
+	$(PYTHON) tests/package/wheel.py --python $(PYTHON)
+
 # Every run starts the installed command line, which can then be measured: about half an hour.
 coverage: $(VENV)/.installed-dev
 	$(PYTEST) -m "not crash" --real --cov=sera_plugin --cov-report=term
@@ -95,6 +101,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # For example: make bench BENCH="--device gpu --preset llama-1b"
 bench: $(VENV)/.installed-bench
 	$(RUN) python -m benchmarks $(BENCH)
+
+# With the Python at hand and what it has; nothing is installed. Without a GPU:
+# make gpu-check CHECK="--device cpu --out FOLDER"
+gpu-check:
+	PATH="$(abspath $(BIN)):$$PATH" python -m benchmarks.gpu_check $(CHECK)
 
 # What is in benchmarks/evidence/results is not run again.
 evidence: $(VENV)/.installed-dev

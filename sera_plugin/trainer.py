@@ -17,6 +17,21 @@ from sera_plugin.training.rounds import ReviewedRounds
 
 LOG = logger(__name__)
 
+PAPER = {
+    "title": "SeRA: Self-Reviewing and Alignment of Large Language Models using Implicit Reward "
+    "Margins",
+    "id": "2410.09362",
+    "citation": """@misc{ko2024sera,
+    title         = {{SeRA: Self-Reviewing and Alignment of Large Language Models using Implicit \
+Reward Margins}},
+    author        = {Jongwoo Ko and Saket Dingliwal and Bhavana Ganesh and Sailik Sengupta and \
+Sravan Bodapati and Aram Galstyan},
+    year          = 2024,
+    eprint        = {2410.09362},
+    archivePrefix = {arXiv}
+}""",
+}
+
 
 class SeRATrainer(RoundTrainer):
     """DPO or IPO on a dataset that is reviewed and renewed before every round."""
@@ -36,6 +51,8 @@ class SeRATrainer(RoundTrainer):
             )
         # TRL draws a new adapter's weights before the host's trainer seeds itself.
         set_seed(int(cfg.seed))
+        if config.reviews:
+            self.name_method("SeRA", ["sera"], PAPER)
         super().__init__(*args, **kwargs)
         self.rounds = ReviewedRounds(config, self)
 

@@ -14,9 +14,8 @@ from axolotl.integrations.base import PluginManager
 from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import deepspeed as _deepspeed
 from trl.models.utils import add_hooks, disable_gradient_checkpointing, remove_hooks
-
-# Axolotl patches the function of the same name in trl.trainer.utils; the loss uses this one.
-from trl.trainer.dpo_trainer import selective_log_softmax
+from trl.trainer import dpo_trainer
+from trl.trainer.utils import selective_log_softmax as _of_utils
 from trl.trainer.utils import use_adapter
 
 from sera_plugin.data.rounds import ROW_KEY
@@ -24,6 +23,10 @@ from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.weights import content_of, named_weights, pieces_of
 
 __all__ = ["disable_gradient_checkpointing", "use_adapter"]
+
+# Axolotl patches the one in trl.trainer.utils, so where the loss holds a name of its own, as up to
+# TRL 1.15, that one is what the loss calls.
+selective_log_softmax = getattr(dpo_trainer, "selective_log_softmax", _of_utils)
 
 
 # Neither changes log-probs, and the host sets both as it goes along.
@@ -107,6 +110,20 @@ def whole_models() -> Iterator[None]:
         yield
     finally:
         _deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+@contextmanager
+def kept_types(model: torch.nn.Module) -> Iterator[None]:
+    """What is loaded into a model's parameters inside gets the types that they had before.
+
+    PEFT loads an adapter in float32, also one that TRL trains in bfloat16, as it does on a
+    quantised base; a resumed run would go on in another precision.
+    """
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != types.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(types[name])
 
 
 def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] = ()) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
-from sera_plugin.host.models import KeyedCollator, answer_sums, logps_of_batch, plugin_config
+from sera_plugin.host.models import (
+    KeyedCollator,
+    answer_sums,
+    kept_types,
+    logps_of_batch,
+    plugin_config,
+)
 from sera_plugin.host.rounds import Objective, Rounds, Start
 from sera_plugin.runtime.errors import SeraConfigError
 
@@ -38,6 +45,17 @@ class RoundTrainer(AxolotlDPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Any = KeyedCollator(self.data_collator)
+
+    def name_method(self, name: str, tags: Sequence[str], paper: Mapping[str, str]) -> None:
+        """Say in the model's tags and card what it is trained with; call it before the constructor.
+
+        Args:
+            name: of the method.
+            tags: beside the host's own.
+            paper: its ``title``, arXiv ``id`` and BibTeX ``citation``.
+        """
+        self._name, self._paper = name, dict(paper)
+        self._tag_names = [*self._tag_names, *tags]
 
     @property
     def batching(self) -> Batching:
@@ -150,6 +168,10 @@ class RoundTrainer(AxolotlDPOTrainer):
         self._saved_step = self.state.global_step
         skipped = 0 if self.args.ignore_data_skip else where.updates_done
         return where.epoch, skipped * self.args.gradient_accumulation_steps
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with kept_types(self.model):
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any

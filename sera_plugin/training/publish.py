@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,8 +14,6 @@ from sera_plugin.data.columns import (
     BootstrappedPairs,
     Candidates,
     Competitors,
-    code,
-    markdown,
 )
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import RoundRecord
@@ -25,7 +21,6 @@ from sera_plugin.review.metrics import guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.training.run import Run
-from sera_plugin.training.terms.term import described
 
 LOG = logger(__name__)
 
@@ -90,23 +85,6 @@ def candidate_rows(review: Review, beta: float) -> Iterator[dict[str, Any]]:
                 Candidates.JUDGE_SCORE: candidate.verdict.score if candidate.verdict else None,
                 Candidates.IN_ROUND: pool.example_id in used,
             }
-
-
-def add_terms_to_card(run: Run, card: Path) -> None:
-    """Name the terms of the loss in a model card, if there are any."""
-    rows = [
-        (
-            code([term["name"]]),
-            code(f"{key}: {json.dumps(value)}" for key, value in term["settings"].items()),
-            f"[{term['paper']}](https://arxiv.org/abs/{term['paper']})" if term["paper"] else "",
-        )
-        for term in described(run.config.terms)
-    ]
-    if rows:
-        table = markdown(("Term", "Settings", "Paper"), rows)
-        loss = code(run.host.loss_types)
-        with card.open("a", encoding="utf-8") as file:
-            file.write(f"\n## Loss\n\n{loss} with these terms, in this order:\n\n{table}\n")
 
 
 ROWS = 20

@@ -39,9 +39,10 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.progress import clock_text
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.scoring.recording import Recorded, Recorder
+from sera_plugin.training.card import add_to_card
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
-from sera_plugin.training.publish import add_terms_to_card, publish
+from sera_plugin.training.publish import publish
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary, with_contrast
 from sera_plugin.training.state import (
@@ -262,7 +263,7 @@ class ReviewedRounds:
         self._stop.uninstall()
 
     def add_to_card(self, card: Path) -> None:
-        add_terms_to_card(self.run, card)
+        add_to_card(self.run, self._found.summaries, card)
 
     def close(self) -> None:
         run = self.run

@@ -15,6 +15,7 @@ from sera_plugin.data.schedule import Schedule
 from sera_plugin.data.store import RunStore
 from sera_plugin.host.facts import HostRun
 from sera_plugin.host.loading import chat_templates
+from sera_plugin.host.quantised import keep_gradients
 from sera_plugin.review.bootstrap import Bootstrapper
 from sera_plugin.review.judges import court_of
 from sera_plugin.review.lossdiff import Aligner, Alignment
@@ -91,13 +92,15 @@ def open_run(
         step: the trainer's global step as it is now.
 
     Raises:
-        SeraConfigError: if the quality prompt has no place in the prompts.
+        SeraConfigError: if the quality prompt has no place in the prompts, or a base in 4 bits
+            can't be trained on this CPU.
         RuleError: if the judge's function can't be imported.
         JudgeError: if a reward model can't be used.
         VllmError: if vLLM can't be reached or started.
         ValueError: if most offline answers end without a special token.
     """
     accelerator, bootstrap = host.accelerator, config.bootstrap
+    keep_gradients(host.models.policy)
     weights = FiniteWeights(host.models.policy, accelerator)
     policies = Policies(host.models, store.work, step, config.reference_device, bootstrap.gather)
     evaluation = EvaluationPairs(host.evaluation, host.max_length, config.max_set_aside)

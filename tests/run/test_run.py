@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import TRAIN_PAIRS, MakeConfig, RunCli, output_dir
 
 from sera_plugin.data.metrics import metrics_of
@@ -136,6 +137,21 @@ def test_the_console_has_no_dict_of_a_review_and_ends_with_the_way_to_the_report
     assert out.count("axolotl sera report") == 1
     written = json.loads((folder / "sera/log.json").read_text())
     assert sum("sera/margin_mean" in entry for entry in written) == 2
+
+
+def test_the_card_says_sera_with_its_rounds_and_reviews(run: tuple[Path, str]) -> None:
+    card = (run[0] / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(card.split("---")[1])
+    assert {"sera", "dpo"} <= set(head["tags"])
+    assert "trained with SeRA, a method introduced in [SeRA: Self-Reviewing" in card
+    assert "https://huggingface.co/papers/2410.09362" in card
+    assert "eprint        = {2410.09362}" in card
+    assert "| 1 | all of D | 64 | 0 | 6 |\n| 2 | reviewed | 44 | 6 | 4 |" in card
+    reviews = card[card.index("## Reviews") :].split("\n## ")[0].splitlines()[2:]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reviews if line]
+    assert [line[0] for line in lines] == ["Round", "---", "2", "3"]
+    summary = json.loads((run[0] / "sera/round-03/summary.json").read_text())
+    assert dict(zip(lines[0], lines[-1], strict=True))["margin"] == f"{summary['margin_mean']:.3f}"
 
 
 LOSSES = [

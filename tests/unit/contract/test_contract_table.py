@@ -23,7 +23,16 @@ TREES = {
 }
 SYMBOLS = {entry.symbol for entry in TOUCHES}
 NAMES = {entry.name for entry in TOUCHES}
-HOSTS = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "vllm")
+HOSTS = (
+    "axolotl",
+    "trl",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "vllm",
+    "bitsandbytes",
+)
 
 
 @pytest.mark.parametrize("package", READ)
