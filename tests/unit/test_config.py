@@ -269,7 +269,13 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"warmup_rounds": 0},
-            "sera.warmup_rounds: 0 is not allowed; it must be a whole number from 1 up to "
+            "sera.warmup_rounds: 0 is not allowed where pairs are judged by the policy's margin, "
+            "which says nothing before the policy has been trained; write 1 or more, or judge by "
+            "contrast, external or a signal of your own alone (sera.selection.by).",
+        ),
+        (
+            {"warmup_rounds": -1},
+            "sera.warmup_rounds: -1 is not allowed; it must be a whole number from 0 up to "
             "2147483647.",
         ),
         (
@@ -297,7 +303,8 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"keep": 3_000_000_000}},
             "sera.selection.keep: 3000000000 is not allowed; it must be a share in (0, 1], a whole "
-            "number of pairs from 2 up to 2147483647, or a list of up to 1000 of these.",
+            "number of pairs from 2 up to 2147483647, auto, or a list of up to 1000 shares and "
+            "numbers.",
         ),
         (
             {"selection": {"negative_reviews": 3_000_000_000}},
