@@ -70,7 +70,10 @@ class ReviewTable:
         return self.margin if name == "margin" else self.signals[name]
 
     def to_arrow(self) -> pa.Table:
-        asked = {Margins.RIGHT: self.right, Margins.WEIGHT: self.weight}
+        asked: dict[str, np.ndarray | None] = {
+            Margins.RIGHT.value: self.right,
+            Margins.WEIGHT.value: self.weight,
+        }
         known = {column: values for column, values in asked.items() if values is not None}
         columns = [field for field in Margins.arrow() if field.name not in asked.keys() - known]
         return pa.table(

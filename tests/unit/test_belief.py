@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_calibration import simulated
 
+from sera_plugin.commands.report.signals import _of_labels
 from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.config.selection import SelectionConfig
 from sera_plugin.data.margins import PairLogps
+from sera_plugin.data.reader import RunFiles, StoredRound
 from sera_plugin.data.tables import ReviewTable, parquet_bytes
 from sera_plugin.review.belief import Belief, believe, fused
 from sera_plugin.review.calibration import Calibration, ErrorShare, weights
@@ -318,6 +321,22 @@ def test_beliefs_are_stored_only_where_they_were_asked() -> None:
     np.testing.assert_array_equal(read.right, right)  # type: ignore[arg-type]
     assert read.weight is not None
     assert read.weight.tolist() == [1.5, 0.5]
+
+
+def test_the_report_shows_the_share_of_wrong_labels() -> None:
+    summary = {
+        "label_errors": 0.21, "label_errors_low": 0.14, "label_errors_high": 0.25,
+        "agreement": 0.61, "gate_open": 1.0, "label_errors_by": {"x": [0.4, 0.3, 0.5, 90], "y": 3},
+    }  # fmt: skip
+    rounds = (StoredRound(1, Path(), summary, True), StoredRound(2, Path(), {}, True))
+    rows = list(_of_labels(RunFiles(Path(), Path(), {}, rounds, ())))
+    assert [row[0] for row in rows] == [
+        "label_errors", "agreement", "gate_open", "label_errors of x", "label_errors of y",
+    ]  # fmt: skip
+    assert rows[0][3:5] == ["21.0% (14.0% to 25.0%)", "–"]
+    assert rows[1][3:5] == ["61.0%", "–"]
+    assert rows[3][3:5] == ["40.0% (30.0% to 50.0%)", "–"]
+    assert rows[4][3:5] == ["–", "–"]
 
 
 # --- the block ----------------------------------------------------------------------------------
