@@ -37,6 +37,8 @@ def table_of(kept):
         np.array([1.5, 0.5, -2.5, -0.5]),
         np.array([False, False, True, False]),
         np.array([2, 2, 0, 1], dtype=np.int32),
+        right=np.array([0.9, 0.7, 0.3, np.nan]),
+        weight=np.array([2.0, 1.0, 0.0, 1.0]),
     )
 
 

@@ -269,7 +269,13 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"warmup_rounds": 0},
-            "sera.warmup_rounds: 0 is not allowed; it must be a whole number from 1 up to "
+            "sera.warmup_rounds: 0 is not allowed where pairs are judged by the policy's margin, "
+            "which says nothing before the policy has been trained; write 1 or more, or judge by "
+            "contrast, external or a signal of your own alone (sera.selection.by).",
+        ),
+        (
+            {"warmup_rounds": -1},
+            "sera.warmup_rounds: -1 is not allowed; it must be a whole number from 0 up to "
             "2147483647.",
         ),
         (
@@ -297,7 +303,8 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"keep": 3_000_000_000}},
             "sera.selection.keep: 3000000000 is not allowed; it must be a share in (0, 1], a whole "
-            "number of pairs from 2 up to 2147483647, or a list of up to 1000 of these.",
+            "number of pairs from 2 up to 2147483647, auto, or a list of up to 1000 shares and "
+            "numbers.",
         ),
         (
             {"selection": {"negative_reviews": 3_000_000_000}},
@@ -316,7 +323,7 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"signals": ["l" * 75] * 101}},
             f"sera.selection.signals: ['{'l' * 75}... is not allowed; it must be a list of margin, "
-            "length, contrast, or package.module:function, of at most 100 entries.",
+            "length, contrast, external, or package.module:function, of at most 100 entries.",
         ),
         (
             {"refine": {"weight": -0.1}},
@@ -334,7 +341,7 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"keep": 0}},
             "sera.selection.keep: 0 is not allowed; it must be a share in (0, 1], a whole number "
-            "of pairs from 2 up to 2147483647, or a list of up to 1000 of these.",
+            "of pairs from 2 up to 2147483647, auto, or a list of up to 1000 shares and numbers.",
         ),
         (
             {"selection": {"keep": 2.5}},
@@ -362,12 +369,12 @@ def test_every_field_has_a_description(model):
         (
             {"selection": {"signals": ["margin", "lenght"]}},
             "sera.selection.signals: 'lenght' is unknown; did you mean length? Available: margin, "
-            "length, contrast, or package.module:function.",
+            "length, contrast, external, or package.module:function.",
         ),
         (
             {"selection": {"signals": "margin"}},
             "sera.selection.signals: 'margin' is not allowed; it must be a list of margin, length, "
-            "contrast, or package.module:function.",
+            "contrast, external, or package.module:function.",
         ),
         (
             {"selection": {"signals": ["margin", "own.signals:margin"]}},
@@ -413,11 +420,13 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"preset": "papers"},
-            "sera.preset: 'papers' is not allowed; it must be default or paper or select.",
+            "sera.preset: 'papers' is not allowed; it must be default or paper or select or "
+            "contrast.",
         ),
         (
             {"preset": ["paper"]},
-            "sera.preset: ['paper'] is not allowed; it must be default or paper or select.",
+            "sera.preset: ['paper'] is not allowed; it must be default or paper or select or "
+            "contrast.",
         ),
         (
             {"bootstrap": {"guard": "on"}},

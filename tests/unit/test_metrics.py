@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from reviews import DECISION, PAIRS, QUIET, logps, review_of, table_of
 
+from sera_plugin.config import SelectionConfig
 from sera_plugin.data.metrics import (
     METRICS,
     SET,
     SET_ASIDE,
+    SOURCES,
     label_of,
     metrics_as_markdown,
     metrics_of,
 )
+from sera_plugin.review.belief import believe
 from sera_plugin.review.guard import Signals
 from sera_plugin.review.metrics import (
     accuracy,
+    belief_text,
     first_spread,
     guard_text,
     review_metrics,
@@ -97,6 +101,9 @@ def test_the_registry_has_what_a_round_reports_and_nothing_else():
         decision=replace(DECISION, signals=Signals(*[QUIET] * len(fields(Signals)))),
     )
     found = review_metrics(replace(review, bootstrapped=everything), PAIRS, review.table)
+    seen = np.repeat([2.0, -1.0], [70, 30])
+    belief = believe(SelectionConfig(by="external"), seen, {"external": seen})
+    found |= review_metrics(replace(review, belief=belief), PAIRS, review.table)
     found |= delta_statistics([0.0, 1.0], [1.0, 2.0], [3.0, 4.0])
     # What the trainer and the refiner add at the end of a round; tests/run looks at their files.
     closing = {"seconds_training", "tokens_per_second_training", "seconds_refining", "unrefined"}
@@ -110,6 +117,7 @@ def test_a_set_of_its_own_name_belongs_to_a_family():
     names = [
         "set_aside_answers",
         SET_ASIDE,
+        SOURCES,
         "unknown",
         "accuracy_maths",
         "accuracy_train",
@@ -215,3 +223,28 @@ def test_the_table_of_a_long_run_is_not_cut():
     for shown in ("1234567", "100.0%", "-1234.56", "12345.6", "threshold", "12 ┃"):
         assert shown in text
     assert table_text([]).strip() == ""
+
+
+def test_what_is_believed_of_labels_by_hand():
+    seen = np.repeat([2.0, -1.0], [300, 100])
+    settings = SelectionConfig(by="external", use="weight", gate=False, sources="crowd")
+    belief = believe(settings, seen, {"external": seen}, ["x"] * 200 + ["y"] * 200)
+    belief = replace(belief, weight=np.repeat([0.0, 2.0], [100, 100]))
+    review = replace(review_of(), belief=belief)
+    found = review_metrics(review, PAIRS, None)
+    assert found["weight_zero"] == 100
+    assert found["weight_effective"] == pytest.approx(0.5)
+    assert found["gate_open"] == float(belief.verdict.open)
+    assert found["agreement_low"] < found["agreement"] < 1
+    assert found["label_errors"] == belief.error.value
+    said = belief_text(review, settings)
+    assert said["selection"].startswith("by external: it gives the labels ")
+    assert said[SOURCES]["x"] == [*list(vars(belief.sources["x"]).values())]
+    assert said[SOURCES]["x"][3] == 200
+    assert belief_text(review_of(), settings) == {}
+
+
+def test_no_answer_is_ranked_before_round_1():
+    review = review_of()
+    first = replace(review, size=replace(review.size, number=1))
+    assert "accuracy_train" not in review_metrics(first, PAIRS, None)

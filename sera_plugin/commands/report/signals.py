@@ -12,7 +12,7 @@ from sera_plugin.commands.report.counts import known
 from sera_plugin.commands.report.figures import STATES, bin_edges, histogram, number
 from sera_plugin.commands.report.page import Figure, Grid
 from sera_plugin.commands.report.reviews import SIGNAL, Reviews
-from sera_plugin.data.metrics import metrics_of
+from sera_plugin.data.metrics import SOURCES, metrics_of
 from sera_plugin.data.reader import RunFiles
 
 LIMITS = {
@@ -23,6 +23,8 @@ LIMITS = {
     "guard_accuracy": "min_accuracy",
 }
 """Metrics of the guard's signals, and the keys of ``sera.bootstrap.guard`` that limit them."""
+SOURCES_SHOWN = 20
+"""Sources of labels that the report names."""
 UNLIMITED = ("guard_spread",)
 """Metrics of its signals that have no limit of their own."""
 
@@ -74,7 +76,7 @@ def block(settings: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
 
 def signal_grid(run: RunFiles, reviews: Reviews) -> Grid | None:
     """All signals by round with units and limits, or None if none was measured."""
-    rows = [*_of_guard(run), *_of_selection(run, reviews)]
+    rows = [*_of_guard(run), *_of_labels(run), *_of_selection(run, reviews)]
     if not rows:
         return None
     guard = block(run.settings, "sera", "bootstrap", "guard")
@@ -108,6 +110,40 @@ def _of_guard(run: RunFiles) -> Iterator[list[str]]:
             cells.append(f"{shown} ▲ past the limit" if past else shown)
         said = limit.text(share=share) if limit else "none"
         yield [metric.name, metric.unit or "–", said, *cells, metric.meaning.replace("`", "")]
+
+
+def _of_labels(run: RunFiles) -> Iterator[list[str]]:
+    """The estimated share of wrong labels, of all pairs and by source, and what the gate heard."""
+    measured = [stored.summary for stored in run.reviewed]
+    shares = [
+        [known(summary, f"label_errors{end}") for end in ("", "_low", "_high")]
+        for summary in measured
+    ]
+    for metric in metrics_of(("label_errors", "agreement", "gate_open")):
+        values = [known(summary, metric.name) for summary in measured]
+        if all(value is None for value in values):
+            continue
+        cells = ["–" if value is None else metric.text(value) for value in values]
+        if metric.name == "label_errors":
+            cells = [_share(share) for share in shares]
+        meaning = metric.meaning.replace("`", "")
+        yield [metric.name, metric.unit or "–", "none", *cells, meaning]
+    by_source = [block(summary, SOURCES) for summary in measured]
+    names = list(dict.fromkeys(name for found in by_source for name in found))[:SOURCES_SHOWN]
+    for name in names:
+        cells = [_share(found.get(name)) for found in by_source]
+        meaning = "ε of the pairs with this value of selection.sources"
+        yield [f"label_errors of {name}", "share", "none", *cells, meaning]
+
+
+def _share(found: Any) -> str:
+    """A share with both ends of its interval; a dash for what no run has written."""
+    if not isinstance(found, list) or len(found) < 3:
+        return "–"
+    if not all(isinstance(one, (int, float)) for one in found[:3]):
+        return "–"
+    value, low, high = (number(float(one), share=True) for one in found[:3])
+    return f"{value} ({low} to {high})"
 
 
 def _of_selection(run: RunFiles, reviews: Reviews) -> Iterator[list[str]]:
