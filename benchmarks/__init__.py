@@ -12,6 +12,7 @@ DPO run it replaces: ``python -m benchmarks``.
 ``watch``       the Axolotl plugin that measures inside such a process
 ``naive``       scoring and generation as one writes them first
 ``passes``      the plugin's passes against the naive ones, on one model
+``steps``       a training step in four ways: the host's, sorted, packed, shared
 ``growth``      time against the number of pairs and prompts
 ``hardware``    the machine in words, its matrix and memory rates, model FLOPs
 ``summary``     medians, spreads, slopes, and the bars

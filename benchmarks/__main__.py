@@ -28,7 +28,7 @@ from benchmarks.runs import (
 from benchmarks.variants import Variant, variants
 
 RESULTS = ROOT / "benchmarks/results"
-PARTS = ("runs", "passes", "growth")
+PARTS = ("runs", "steps", "passes", "growth")
 
 
 @click.command()
@@ -128,11 +128,15 @@ class Bench:
             "preset": self.preset.name,
         }
         assets = self.folder / "assets"
-        if {"runs", "passes"} & set(parts):
+        if {"runs", "steps", "passes"} & set(parts):
             assets.mkdir()
             results["setting"] = make(assets, self.preset)
         if "runs" in parts:
             results["runs"] = self._runs(assets, names)
+        if "steps" in parts:
+            click.echo("steps ...", err=True)
+            given = (str(self.repeats), str(assets))
+            results["steps"] = self._alone("steps", *given)
         if "passes" in parts:
             click.echo("passes ...", err=True)
             results["passes"] = measure_passes(
@@ -166,10 +170,11 @@ class Bench:
 
         return interleaved(chosen, self.repeats, measure)
 
-    def _growth(self) -> dict[str, Any]:
-        path = self.folder / "growth.json"
+    def _alone(self, part: str, *given: str) -> dict[str, Any]:
+        """What a module finds that measures in a process of its own."""
+        path = self.folder / f"{part}.json"
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.growth", self.preset.name, str(path)],
+            [sys.executable, "-m", f"benchmarks.{part}", self.preset.name, *given, str(path)],
             env=self.variables,
             cwd=ROOT,
             capture_output=True,
@@ -177,7 +182,7 @@ class Bench:
             check=False,
         )
         if done.returncode:
-            raise RunError(f"growth left with {done.returncode}:\n{done.stderr[-4000:]}")
+            raise RunError(f"{part} left with {done.returncode}:\n{done.stderr[-4000:]}")
         return json.loads(path.read_text(encoding="utf-8"))
 
 

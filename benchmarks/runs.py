@@ -60,7 +60,7 @@ def measure_variant(
     folder: Path, assets: Path, preset: Preset, variant: Variant, variables: dict[str, str]
 ) -> dict[str, Any]:
     """Train once; seconds of the whole process and of training, memory, phases by round."""
-    config = write_config(folder, assets, "train.jsonl", preset, variant.sera)
+    config = write_config(folder, assets, "train.jsonl", preset, variant.sera, **variant.keys)
     found = _train(folder, config, {"passes": 0}, variables | variant.environment)
     rounds = sorted((folder / "out/sera").glob("round-*/summary.json"))
     found["rounds"] = [json.loads(path.read_text(encoding="utf-8")) for path in rounds]

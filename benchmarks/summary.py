@@ -87,6 +87,27 @@ _RUNS = (
 )
 
 
+_UNCOLLECTED = (
+    ("selection only, rescoring", "select-host-gc", "plain-reference", 0.60),
+    ("selection only, free margins", "free-host-gc", "plain-reference", 0.50),
+    ("plain DPO through the plugin", "through", "plain-reference", 0.62),
+    ("plain DPO through the plugin, nothing frozen", "through-host-gc", "plain-reference", None),
+)
+
+
+def _uncollected(
+    runs: Mapping[str, list[dict]], ours: str, theirs: str, what: str, limit: float | None
+) -> Bar:
+    """A ratio to plain DPO with a precomputed reference, the host's collection out of both."""
+    what += ", against plain DPO with precomputed reference, collection out of both"
+    turns = list(zip(runs.get(ours, ()), runs.get(theirs, ()), strict=False))
+    if not turns:
+        return Bar(what, limit, None, "-")
+    sides = zip(*turns, strict=True)
+    ratio = Ratio.of(*([run["seconds"] - run["collection_seconds"] for run in s] for s in sides))
+    return Bar(what, limit, ratio.median, str(ratio))
+
+
 def bars(results: Mapping[str, Any]) -> list[Bar]:
     """The table of what was to be reached, from a file of results."""
     found = []
@@ -96,8 +117,12 @@ def bars(results: Mapping[str, Any]) -> list[Bar]:
         cpu = ratio_of(runs, ours, theirs, "cpu_seconds")
         text = "-" if wall is None else f"{wall}; processor time {cpu}"
         found.append(Bar(what, limit, wall.median if wall else None, text))
+    for what, ours, theirs, limit in _UNCOLLECTED if runs else ():
+        found.append(_uncollected(runs, ours, theirs, what, limit))
     if runs:
         found.append(_gpu_memory(runs))
+    if "steps" in results:
+        found += _step_bars(results["steps"])
     if "passes" in results:
         found += _pass_bars(results["passes"])
     return found
@@ -119,6 +144,29 @@ def _per_token(done: Mapping[str, Any], clock: str) -> Ratio:
         ours = np.divide(ours, done["fast_tokens"])
         theirs = np.divide(theirs, done["naive_tokens"])
     return Ratio.of(ours, theirs)
+
+
+_STEPS = (("sorted", 0.80), ("packed", 0.60), ("shared", 0.55))
+
+
+def _step_bars(steps: Mapping[str, Any]) -> list[Bar]:
+    found = []
+    for way, limit in _STEPS:
+        ratio = Ratio.of(steps["seconds"][way], steps["seconds"]["host"])
+        text = f"{ratio} of processor time"
+        found.append(Bar(f"training step, {way}, against the host's", limit, ratio.median, text))
+    for way in ("packed", "shared"):
+        ours, host = steps["memory_mib"][way], steps["memory_mib"]["host"]
+        ratio = ours["peak"] / host["peak"]
+        above = (ours["peak"] - ours["before"]) / (host["peak"] - host["before"])
+        sizes = f"{ours['peak']:,.0f} of {host['peak']:,.0f} MiB"
+        text = f"{ratio:.2f} ({sizes}); without what stood before the update {above:.2f}"
+        what = f"peak resident memory of an update at vocabulary {steps['vocabulary']:,}, {way}"
+        found.append(Bar(what, 0.6, ratio, text))
+    worst = max(value for ways in steps["gradients"].values() for value in ways.values())
+    text = f"{worst:.1e} at most, over {', '.join(steps['gradients'])}"
+    found.append(Bar("gradient of an update against the host's, fp32", 1e-5, worst, text))
+    return found
 
 
 def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:

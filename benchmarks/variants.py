@@ -13,6 +13,7 @@ from benchmarks.presets import Preset
 from sera_plugin.config import SelectionConfig
 
 HOST_GC = {"SERA_GC": "host"}
+PRECOMPUTED = {"precompute_ref_log_probs": True}
 EPOCHS = 3
 
 
@@ -26,6 +27,7 @@ class Variant:
         sera: the ``sera:`` block, or None for plain DPO.
         environment: variables of the run's process.
         barred: whether it takes part in a ratio that has a bar.
+        keys: further keys of the config.
     """
 
     name: str
@@ -33,11 +35,13 @@ class Variant:
     sera: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     barred: bool = True
+    keys: dict[str, Any] = field(default_factory=dict)
 
 
 def variants(preset: Preset) -> dict[str, Variant]:
     """All variants by name, in the order in which they run."""
     rescore = {"selection": {"keep": 0.7}, "bootstrap": {"fraction": 0.0}}
+    nothing = {"selection": False, "bootstrap": False}
     free = {"selection": {"keep": 0.7, "source": "training"}, "bootstrap": {"fraction": 0.0}}
     full = {
         "bootstrap": {
@@ -48,6 +52,15 @@ def variants(preset: Preset) -> dict[str, Variant]:
     }
     found = [
         Variant("plain", "plain DPO"),
+        Variant("plain-reference", "plain DPO, precomputed reference", keys=PRECOMPUTED),
+        Variant("through", "plain DPO through the plugin, as shipped", nothing),
+        Variant(
+            "through-host-gc",
+            "plain DPO through the plugin, nothing frozen",
+            nothing,
+            HOST_GC,
+            barred=False,
+        ),
         Variant("select-host-gc", "selection, rescoring, host's collection", rescore, HOST_GC),
         Variant("free-host-gc", "selection, free margins, host's collection", free, HOST_GC),
         Variant("select", "selection, rescoring, as shipped", rescore, barred=False),

@@ -1,8 +1,9 @@
 """The ``sera:`` block: frozen pydantic models and errors of one sentence.
 
 ``fields`` has the types of values, ``parts`` rules, signals, judges, engines and terms by name,
-``selection``, ``bootstrap``, ``guard``, ``refine`` and ``loss`` the inner blocks, ``block`` the
-whole, ``presets`` what stands in the place of its defaults, and ``parsing`` reads raw YAML.
+``selection``, ``bootstrap``, ``guard``, ``refine``, ``loss`` and ``training`` the inner blocks,
+``block`` the whole, ``presets`` what stands in the place of its defaults, and ``parsing`` reads raw
+YAML.
 """
 
 from sera_plugin.config.block import SeraArgs, SeraConfig
@@ -13,6 +14,7 @@ from sera_plugin.config.loss import LossTerm
 from sera_plugin.config.parsing import parse_block
 from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
+from sera_plugin.config.training import TrainingConfig
 
 __all__ = [
     "BootstrapConfig",
@@ -23,5 +25,6 @@ __all__ = [
     "SelectionConfig",
     "SeraArgs",
     "SeraConfig",
+    "TrainingConfig",
     "parse_block",
 ]

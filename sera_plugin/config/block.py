@@ -13,6 +13,7 @@ from sera_plugin.config.parts import TERMS
 from sera_plugin.config.presets import with_preset
 from sera_plugin.config.refine import RefineConfig
 from sera_plugin.config.selection import SelectionConfig
+from sera_plugin.config.training import Training, TrainingConfig
 from sera_plugin.runtime.errors import SeraConfigError
 
 Selection = Annotated[SelectionConfig, switch(SelectionConfig, on={}, off={"keep": 1.0})]
@@ -65,6 +66,11 @@ class SeraConfig(Block):
         description="Terms that change the host's loss, in their order: "
         f"{', '.join(f'`{name}`' for name in TERMS.names)}, or `package.module:function`; settings "
         "stand behind a name, as in `- refine: {weight: 0.3}`.",
+    )
+    training: Training = Field(
+        default_factory=TrainingConfig,
+        description="How training steps are computed; the update stays the same. `true` means its "
+        "defaults, `false` is the host's way.",
     )
     max_set_aside: Float = Field(
         default=0.01,

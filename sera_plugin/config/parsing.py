@@ -110,7 +110,8 @@ def _describe(option: dict[str, Any], outer: dict[str, Any]) -> str:
     if "const" in option:
         return {True: "true", False: "false"}.get(option["const"], str(option["const"]))
     if "enum" in option:
-        return " or ".join(str(value) for value in option["enum"])
+        words = (str(v).lower() if isinstance(v, bool) else str(v) for v in option["enum"])
+        return " or ".join(words)
     if "$ref" in option:
         return "a block of keys"
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}

@@ -70,6 +70,9 @@ class HostRun:
         micro_batch: pairs of a device's micro-batch, as the config says.
         optimization: learning rate and the like.
         report_to: the host's loggers.
+        not_of_pairs: why the host's loss is no function of the log-probs of each pair alone, or
+            None if it is.
+        mixes_pairs: whether that loss compares the pairs of a micro-batch with each other.
     """
 
     cfg: Any
@@ -86,6 +89,8 @@ class HostRun:
     micro_batch: int
     optimization: Optimization
     report_to: tuple[str, ...]
+    not_of_pairs: str | None = None
+    mixes_pairs: bool = False
 
     @property
     def accelerator(self) -> Accelerator:

@@ -154,6 +154,12 @@ def fingerprint(model: torch.nn.Module, without: Collection[torch.nn.Parameter] 
     return hashlib.blake2b("".join(shares).encode(), digest_size=16).hexdigest()
 
 
+def attention_of(model: Any) -> str | None:
+    """The host's name of a model's way to attend, such as ``sdpa``."""
+    found = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return None if found is None else str(found)
+
+
 def adapter_weights(model: torch.nn.Module, kept: str | None) -> list[torch.nn.Parameter]:
     """Parameters of all PEFT adapters but the one named ``kept``."""
     found = []

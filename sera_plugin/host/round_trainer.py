@@ -26,6 +26,14 @@ from sera_plugin.host.models import (
     logps_of_batch,
     plugin_config,
 )
+from sera_plugin.host.packed_step import (
+    PackedForward,
+    beyond_pairs,
+    log_step,
+    mixes_pairs,
+    reference_of,
+    token_counts,
+)
 from sera_plugin.host.rounds import Objective, Rounds, Start
 from sera_plugin.runtime.errors import SeraConfigError
 
@@ -55,7 +63,7 @@ class RoundTrainer(AxolotlDPOTrainer):
             paper: its ``title``, arXiv ``id`` and BibTeX ``citation``.
         """
         self._name, self._paper = name, dict(paper)
-        self._tag_names = [*self._tag_names, *tags]
+        self._tag_names = [*AxolotlDPOTrainer._tag_names, *tags]
 
     @property
     def batching(self) -> Batching:
@@ -101,6 +109,8 @@ class RoundTrainer(AxolotlDPOTrainer):
             micro_batch=args.per_device_train_batch_size,
             optimization=Optimization(args.learning_rate, args.weight_decay, args.max_grad_norm),
             report_to=tuple(args.report_to or ()),
+            not_of_pairs=beyond_pairs(self),
+            mixes_pairs=mixes_pairs(self),
         )
 
     def evaluate_on(self, dataset: Any) -> None:
@@ -234,6 +244,9 @@ class RoundTrainer(AxolotlDPOTrainer):
         if ROW_KEY not in inputs or not (objective or self.rounds.notes_logps):
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         keys = inputs[ROW_KEY]
+        packed = self.rounds.packed
+        if packed is not None and objective is not None and self.model.training:
+            return self._packed_loss(packed, objective, model, keys, batch)
         prepared = objective.prepare(keys) if objective is not None else None
         # With an objective too: what the host logs about a batch it logs here.
         loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
@@ -251,18 +264,37 @@ class RoundTrainer(AxolotlDPOTrainer):
         # In the type that TRL's loss sums in.
         logits = outputs.logits
         logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
-        loss, noted = objective.loss(
-            keys,
-            prepared,
-            torch.stack(logps.chunk(2), dim=1),
-            torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]], dim=1),
-            torch.stack(batch["completion_mask"].sum(dim=1).chunk(2), dim=1),
-            logits,
-        )
-        for name, values in noted.items():
-            self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
+        policy = torch.stack(logps.chunk(2), dim=1)
+        loss = self._objective_loss(objective, keys, prepared, policy, batch, logits)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        return loss
+
+    def _packed_loss(
+        self, packed: PackedForward, objective: Objective, model: Any, keys: list[str], batch: Any
+    ) -> torch.Tensor:
+        """The loss of a batch from a forward pass without padding, logged as the host does."""
+        prepared = objective.prepare(keys)
+        found = packed(model, batch)
+        if self.rounds.notes_logps:
+            self.rounds.note_logps(keys, found.pairs(found.logps.detach().double()).cpu())
+        log_step(self, batch, found)
+        policy = found.pairs(found.logps)
+        return self._objective_loss(objective, keys, prepared, policy, batch, None)
+
+    def _objective_loss(
+        self,
+        objective: Objective,
+        keys: list[str],
+        prepared: Any,
+        policy: torch.Tensor,
+        batch: Any,
+        logits: torch.Tensor | None,
+    ) -> torch.Tensor:
+        reference, tokens = reference_of(batch), token_counts(batch)
+        loss, noted = objective.loss(keys, prepared, policy, reference, tokens, logits)
+        for name, values in noted.items():
+            self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
         return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:

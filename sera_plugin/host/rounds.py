@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun
+from sera_plugin.host.packed_step import PackedForward
 
 
 class Objective(Protocol):
@@ -49,6 +50,8 @@ class Rounds(Protocol):
     Attributes:
         objective: makes the loss of the round's rows, or None for the host's own.
         notes_logps: whether ``note_logps`` is called.
+        packed: computes training steps without padding, or None for the host's way. It needs an
+            objective.
     """
 
     @property
@@ -56,6 +59,9 @@ class Rounds(Protocol):
 
     @property
     def notes_logps(self) -> bool: ...
+
+    @property
+    def packed(self) -> PackedForward | None: ...
 
     def plan(self, batching: Batching) -> Schedule:
         """The whole run's schedule."""

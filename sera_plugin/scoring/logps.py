@@ -104,7 +104,7 @@ def completion_logps(
     wanted, following = is_answer[:, 1:], inputs["input_ids"][:, 1:]
     row_of = wanted.nonzero()[:, 0].cpu()
     sums = torch.zeros(len(is_answer), dtype=torch.float64)
-    head = _head(forward)
+    head = head_of(forward)
     if head is not None:
         before = torch.nn.functional.pad(wanted, (0, 1))
         with watching(head, before, following[wanted]) as found:
@@ -154,7 +154,7 @@ def causal_lm(forward: Forward) -> Any:
         module = inner
 
 
-def _head(forward: Forward) -> torch.nn.Module | None:
+def head_of(forward: Forward) -> torch.nn.Module | None:
     """The module that maps hidden states to logits, if the model names one."""
     find = getattr(causal_lm(forward), "get_output_embeddings", None)
     return find() if find is not None else None

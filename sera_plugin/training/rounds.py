@@ -38,10 +38,13 @@ from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.progress import clock_text
 from sera_plugin.runtime.ranks import shared
+from sera_plugin.scoring.packed import Packed
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.card import add_to_card
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.costs import estimate_text
+from sera_plugin.training.objective import base_of
+from sera_plugin.training.packing import in_updates, packed_steps
 from sera_plugin.training.publish import publish
 from sera_plugin.training.resume import start_or_check
 from sera_plugin.training.run import Run, open_run, with_auxiliary, with_contrast
@@ -74,6 +77,7 @@ class ReviewedRounds:
         trainer.add_callback(self._stop)
         self._opened: Run | None = None
         self._recorder: Recorder | None = None
+        self._packed: Packed | None = None
         self._found = Found()
         self._within: int | None = None
         self._started, self._tokens_before = 0.0, 0.0
@@ -86,7 +90,17 @@ class ReviewedRounds:
 
     @property
     def objective(self) -> Objective | None:
-        return self._opened.objective if self._opened is not None else None
+        if self._opened is None:
+            return None
+        host = self._opened.host
+        if self._opened.objective is None and self._packed is not None:
+            base = base_of(host.loss_types[0], host.label_smoothing)
+            return Objective(base, host.beta, ())
+        return self._opened.objective
+
+    @property
+    def packed(self) -> Packed | None:
+        return self._packed
 
     @property
     def notes_logps(self) -> bool:
@@ -118,6 +132,7 @@ class ReviewedRounds:
             LOG.info("%s", estimate_text(bootstrap, run.pairs, schedule, host.models, refined))
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
+            self._packed = packed_steps(run)
             score_reference(run, self._found)
             self._opened = run = with_contrast(run)
         restore(run, self._found, start)
@@ -158,7 +173,8 @@ class ReviewedRounds:
     def dataset(self, number: int) -> TorchDataset[Any]:
         run, resumed = self.run, self._within == number
         if not run.schedule.rounds[number - 1].reviewed:
-            rows = full_round(run.pairs.ids, run.host.seed, number, self._found.bad_ids)
+            bad = self._found.bad_ids
+            rows = in_updates(run, full_round(run.pairs.ids, run.host.seed, number, bad))
         elif resumed:
             stored: Any = shared(lambda: run.store.read_round(number))
             rows = stored.rows
@@ -194,7 +210,7 @@ class ReviewedRounds:
             review.composition, run.host.seed, number, previous_reference=previous_reference
         )
         # Rank 0 decides: rounding may differ between ranks, the round must not.
-        record: RoundRecord = shared(lambda: RoundRecord(review.table, rows))
+        record: RoundRecord = shared(lambda: RoundRecord(review.table, in_updates(run, rows)))
         self._publish(number, record, review)
         found.table = record.table
         found.history = review.history if run.config.selection.looks_back else None

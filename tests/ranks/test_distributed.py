@@ -131,12 +131,13 @@ def test_two_ranks_find_what_one_process_finds(
     real = (backend, bool(adapter)) in REAL
     run, said = runs.ranks(**runs.backend(backend), **adapter, real=real)
     check(run, runs.single(adapter))
+    assert "read a prompt once for both answers" in said
     assert said.count("axolotl sera report") == 1
     assert "'sera/" not in said
 
 
 def test_fsdp2(runs: Runs) -> None:
-    run, _ = runs.ranks(**FSDP2)
+    run, _ = runs.ranks(**FSDP2, sera={**_sera(), "training": {"packing": True}})
     check(run, runs.single({}))
     assert json.loads((run / "sera/run.json").read_text())["distributed"] == "FSDP"
 

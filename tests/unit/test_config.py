@@ -98,6 +98,7 @@ def test_defaults():
         },
         "refine": None,
         "loss": [],
+        "training": {"group_by_length": "auto", "packing": "auto", "shared_prompts": "auto"},
         "max_set_aside": 0.01,
         "reference": "fixed",
         "reference_device": "auto",
@@ -324,6 +325,15 @@ def test_every_field_has_a_description(model):
             {"selection": {"signals": ["l" * 75] * 101}},
             f"sera.selection.signals: ['{'l' * 75}... is not allowed; it must be a list of margin, "
             "length, contrast, external, or package.module:function, of at most 100 entries.",
+        ),
+        (
+            {"training": {"packing": "yes"}},
+            "sera.training.packing: 'yes' is not allowed; it must be auto or true or false.",
+        ),
+        (
+            {"training": {"packing": False, "shared_prompts": True}},
+            "sera.training.shared_prompts: true needs packed steps, which sera.training.packing: "
+            "false switches off; change one of them.",
         ),
         (
             {"refine": {"weight": -0.1}},

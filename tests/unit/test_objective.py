@@ -139,7 +139,7 @@ def batch(trainer: RoundTrainer) -> dict[str, Any]:
 
 def rounds_with(*terms: Term, trainer: RoundTrainer) -> Any:
     base = base_of(trainer.loss_types[0], trainer.label_smoothing)
-    return SimpleNamespace(objective=Objective(base, BETA, terms), notes_logps=False)
+    return SimpleNamespace(objective=Objective(base, BETA, terms), notes_logps=False, packed=None)
 
 
 class Halved(Term):
@@ -162,7 +162,7 @@ def found(trainer: RoundTrainer, batch: dict[str, Any]) -> tuple[float, list[tor
 def test_without_a_term_loss_and_gradient_are_the_hosts(
     trainer: RoundTrainer, batch: dict[str, Any]
 ) -> None:
-    trainer.rounds = SimpleNamespace(objective=None, notes_logps=False)  # type: ignore[assignment]
+    trainer.rounds = SimpleNamespace(objective=None, notes_logps=False, packed=None)  # type: ignore[assignment]
     loss, slopes = found(trainer, batch)
     trainer.rounds = rounds_with(trainer=trainer)
     own, own_slopes = found(trainer, batch)

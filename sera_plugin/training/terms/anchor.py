@@ -34,6 +34,8 @@ class Anchor(Term):
 
     Settings = AnchorConfig
     paper = "2404.19733"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: AnchorConfig
 

@@ -36,6 +36,8 @@ class Entropy(Term):
 
     Settings = EntropyConfig
     paper = "2411.07595"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: EntropyConfig
 

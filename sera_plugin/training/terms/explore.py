@@ -39,6 +39,8 @@ class Explore(Term):
 
     Settings = ExploreConfig
     paper = "2405.19332"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: ExploreConfig
 

@@ -61,6 +61,8 @@ class Offset(Term):
 
     Settings = OffsetConfig
     paper = "2402.10571"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: OffsetConfig
 

@@ -81,6 +81,7 @@ class Posterior(Term):
 
     Settings = PosteriorConfig
     paper = "2509.24159"
+    reads_logits = False
 
     settings: PosteriorConfig
 
@@ -89,6 +90,8 @@ class Posterior(Term):
         self._right: Mapping[str, float] = {}
         self._weights: Mapping[str, float] = {}
         self.reliability = settings.reliability
+        # η follows the micro-batches.
+        self.mixes_pairs = settings.source == "on_the_fly"
 
     @classmethod
     def check(cls, settings: PosteriorConfig, config: SeraConfig, cfg: Any) -> None:

@@ -57,6 +57,8 @@ class Refine(Term):
     Settings = RefineConfig
     bases = ("sigmoid", "ipo")
     paper = "2405.21040"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: RefineConfig
 

@@ -78,12 +78,16 @@ class Term:
         bases: names of the bases that it is defined for.
         paper: where it comes from, for the model card.
         tokens: tokens that its own passes take for every pair of D.
+        reads_logits: whether it may look at ``Step.logits``, which steps without padding lack.
+        mixes_pairs: whether it matters to it which pairs share a micro-batch.
     """
 
     Settings: ClassVar[type[Block]] = Block
     bases: ClassVar[tuple[str, ...]] = BASES
     paper: ClassVar[str] = ""
+    reads_logits: ClassVar[bool] = True
     tokens: int = 0
+    mixes_pairs: bool = True
 
     def __init__(self, settings: Any, parts: TermParts) -> None:
         self.settings, self.parts = settings, parts

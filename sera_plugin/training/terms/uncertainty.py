@@ -73,6 +73,8 @@ class Uncertainty(Term):
 
     Settings = UncertaintyConfig
     paper = "2410.20187"
+    reads_logits = False
+    mixes_pairs = False
 
     settings: UncertaintyConfig
 

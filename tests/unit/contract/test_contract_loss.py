@@ -265,3 +265,30 @@ def test_a_batch_is_moved_as_in_training():
     assert names(Trainer._prepare_inputs) == ["inputs"], breaks(
         "transformers.Trainer._prepare_inputs"
     )
+
+
+def test_a_packed_step_logs_what_the_hosts_loss_logs():
+    assert_parts(
+        DPO._compute_loss,
+        "trl.DPOTrainer._metrics",
+        "self._metrics[mode]['entropy'].append(entropy)",
+        "self._total_train_tokens += num_tokens_in_batch",
+        "self._metrics[mode]['num_tokens'] = [self._total_train_tokens]",
+        "self._metrics[mode]['logits/chosen'].append(avg_chosen_logits)",
+        "self._metrics[mode]['mean_token_accuracy'].append(accuracy)",
+        "reward_accuracies = (chosen_rewards > rejected_rewards).float()",
+        "self._metrics[mode]['logps/chosen'].append(self.accelerator.gather(chosen_logps).mean().item())",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("loss_weights", "zip(self.loss_types, self.loss_weights, strict=True)"),
+        ("ld_alpha", "if self.ld_alpha is None:"),
+        ("f_divergence_type", "if self.f_divergence_type == 'reverse_kl':"),
+        ("use_weighting", "if self.use_weighting:"),
+    ],
+)
+def test_what_makes_a_loss_need_more_than_the_pairs_log_probs(name, where):
+    assert_parts(DPO._compute_loss, f"trl.DPOTrainer.{name}", where)

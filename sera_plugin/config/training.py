@@ -1,0 +1,53 @@
+"""The ``sera.training`` block: how a training step is computed. The update stays the same."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sera_plugin.config.fields import Block, switch
+from sera_plugin.runtime.errors import SeraConfigError
+
+Auto = Literal["auto", True, False]
+"""`auto`: where it works."""
+
+
+class TrainingConfig(Block):
+    """How the pairs of an update are put into batches and rows."""
+
+    group_by_length: Auto = Field(
+        default="auto",
+        description="Deal the pairs of an update to micro-batches and processes by length; the "
+        "update is the mean over the same pairs. `auto`: unless the loss compares the pairs of a "
+        "micro-batch with each other.",
+    )
+    packing: Auto = Field(
+        default="auto",
+        description="Training steps without padding, with logits of answer tokens alone. `auto`: "
+        "where loss and model allow it, which a check before the first step finds out; `true` "
+        "ends the run where they don't.",
+    )
+    shared_prompts: Auto = Field(
+        default="auto",
+        description="Packed steps read the prompt of a pair once for both answers. `auto`: where "
+        "packing is on and the model takes a mask of its own, which the same check finds out; "
+        "`true` ends the run where it doesn't.",
+    )
+
+    @model_validator(mode="after")
+    def _shared_in_packed_rows(self) -> TrainingConfig:
+        if self.shared_prompts is True and self.packing is False:
+            raise SeraConfigError(
+                "sera.training.shared_prompts: true needs packed steps, which "
+                "sera.training.packing: false switches off; change one of them."
+            )
+        return self
+
+
+def off() -> dict[str, bool]:
+    """The block that `false` is short for."""
+    return dict.fromkeys(TrainingConfig.model_fields, False)
+
+
+Training = Annotated[TrainingConfig, switch(TrainingConfig, on={}, off=off())]
