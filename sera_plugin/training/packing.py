@@ -118,8 +118,6 @@ def _beforehand(run: Run, wanted: TrainingConfig) -> str | None:
     ):
         if term.reads_logits and wanted.packing is not True:
             return f"the term {named.name} may read logits (packing: true says that it doesn't)"
-    if host.models.fsdp and wanted.packing is not True:
-        return "that has not been tried under FSDP (packing: true tries it)"
     attention = attention_of(model)
     if attention not in MASKED and wanted.packing is not True:
         return f"that has not been tried with attention {attention} (packing: true tries it)"
