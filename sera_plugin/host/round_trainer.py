@@ -55,7 +55,8 @@ class RoundTrainer(AxolotlDPOTrainer):
             paper: its ``title``, arXiv ``id`` and BibTeX ``citation``.
         """
         self._name, self._paper = name, dict(paper)
-        self._tag_names = [*self._tag_names, *tags]
+        own: list[str] = self._tag_names  # type: ignore[has-type]
+        self._tag_names = [*own, *tags]
 
     @property
     def batching(self) -> Batching:
