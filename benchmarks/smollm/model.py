@@ -67,9 +67,7 @@ def convert(packages: Path, folder: Path) -> None:
     beside.rename(folder)
 
 
-def load(
-    folder: Path, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, Tokenizer]:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Tokenizer]:
     """Model and tokenizer of a folder, for inference."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     return model, AutoTokenizer.from_pretrained(folder)

@@ -102,7 +102,9 @@ def scored(scorer: Scorer, model: Any, pair: Pair, tokenizer: Tokenizer) -> dict
         "question": hashlib.blake2b(asked, digest_size=8).hexdigest(),
         **{name: pair.row.get(name) for name in known},
         "tokens": [len(pair.chosen), len(pair.rejected)],
-        "logps": {n: [round(float(v), 3) for v in two] for n, two in zip(names, found, strict=True)},
+        "logps": {
+            n: [round(float(v), 3) for v in two] for n, two in zip(names, found, strict=True)
+        },
     }
 
 

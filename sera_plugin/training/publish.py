@@ -21,6 +21,7 @@ from sera_plugin.data.columns import (
 )
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import RoundRecord
+from sera_plugin.review.memory import memory_text
 from sera_plugin.review.metrics import guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
@@ -149,6 +150,9 @@ def publish(
     """
     metrics, beta, tokenizer = summaries[-1], run.host.beta, run.host.tokenizer
     warn_of_set_aside(metrics)
+    memory = memory_text(review.table.ratios, list(review.evaluation_ratios.values()))
+    if memory is not None:
+        LOG.warning("Round %d: %s", number, memory)
     summary = metrics | guard_text(review)
     if "guard" in summary:
         LOG.info("Round %d, guard: %s", number, summary["guard"])
