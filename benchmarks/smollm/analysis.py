@@ -25,6 +25,8 @@ PAGE = Path("docs/language-model.md")
 BEGIN, END = "<!-- signals: begin -->", "<!-- signals: end -->"
 LIKE = (0.6, 1.7)
 DRAWS = 2000
+FEWEST = 100
+"""Pairs below which figures would say nothing, and none are shown."""
 Statistic = Callable[[np.ndarray], float]
 
 
@@ -99,7 +101,9 @@ def cell(found: tuple[float, float, float]) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The Markdown between the markers."""
+    """The Markdown between the markers: the table, or that there are too few pairs."""
+    if len(lines) < FEWEST:
+        return f"{len(lines)} pairs are stored: too few for figures."
     questions = np.array([line["question"] for line in lines])
     tokens = np.array([line["tokens"] for line in lines], dtype=float)
     ratio = tokens[:, 0] / tokens[:, 1]

@@ -53,21 +53,23 @@ def test_interval_draws_questions_not_pairs() -> None:
         assert high - low == pytest.approx(width, abs=0.06)
 
 
-def test_a_right_signal_and_noise_are_told_apart() -> None:
-    made = lines(80)
+def test_a_right_signal_and_noise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "DRAWS", 20)
+    made = lines(120)
     found = analysis.signals(made)
     assert analysis.right(found["high- − low-quality (user), sum"]) == 1
     assert analysis.right(found["high- − low-quality (user), per token"]) == 1
     assert 0.3 < analysis.right(found["Sr-DPO's 100 − 1 (user), sum"]) < 0.7
-    assert "80 pairs of 40 questions" in analysis.table(made)
-    assert "judge's difference (60)" in analysis.table(made)
+    assert "120 pairs of 60 questions" in analysis.table(made)
+    assert "judge's difference (90)" in analysis.table(made)
 
 
 def test_the_table_goes_between_the_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(analysis, "DRAWS", 20)
     page, results = tmp_path / "page.md", tmp_path / "results.jsonl"
-    results.write_text("".join(json.dumps(line) + "\n" for line in lines(12)))
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines(100)))
     monkeypatch.setattr("sys.argv", ["analysis", "--page", str(page), "--results", str(results)])
     page.write_text("no place")
     with pytest.raises(SystemExit, match="has no place"):
@@ -79,3 +81,7 @@ def test_the_table_goes_between_the_markers(
     assert text.endswith("after\n")
     assert "old" not in text
     assert text.count("\n| ") == 14
+
+
+def test_no_figures_from_a_few_pairs() -> None:
+    assert analysis.table(lines(99)) == "99 pairs are stored: too few for figures."
