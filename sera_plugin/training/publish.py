@@ -17,6 +17,7 @@ from sera_plugin.data.columns import (
 )
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import RoundRecord
+from sera_plugin.review.memory import memory_text
 from sera_plugin.review.metrics import belief_text, guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
@@ -129,6 +130,9 @@ def publish(
     """
     metrics, beta, tokenizer = summaries[-1], run.host.beta, run.host.tokenizer
     warn_of_set_aside(metrics)
+    memory = memory_text(review.table.ratios, list(review.evaluation_ratios.values()))
+    if memory is not None:
+        LOG.warning("Round %d: %s", number, memory)
     summary = metrics | guard_text(review) | belief_text(review, run.config.selection)
     for part in ("selection", "guard"):
         if part in summary:

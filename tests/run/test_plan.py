@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from command_line import ENVIRONMENT, TRAIN_PAIRS, MakeConfig, RunCli
 from peft import LoraConfig, get_peft_model
 from runs_on_disk import write_run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from sera_plugin.commands.cli import sera
 from sera_plugin.commands.plan import Lengths, RunPlan, assemble
@@ -164,6 +164,35 @@ def test_model_size_without_weights(llama: Path) -> None:
     wrapped = get_peft_model(model, settings)
     assert lora.trainable == wrapped.get_nb_trainable_parameters()[0]
     assert not lora.separate_reference
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_size_counts_a_tied_head_once(tmp_path: Path, tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(config)
+    found = model_size(DictDefault({"base_model": str(tmp_path)}), deepspeed=False)
+    assert found.parameters == model.num_parameters()
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("layers", [[0], [0, 1]])
+def test_model_size_of_an_adapter_on_some_layers(llama: Path, layers: list[int]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    keys = {"base_model": str(llama), "adapter": "lora", "lora_r": 4}
+    keys |= {"lora_target_modules": ["q_proj"], "peft_layers_to_transform": layers}
+    found = model_size(DictDefault(keys), deepspeed=False)
+    settings = LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=layers)
+    wrapped = get_peft_model(model, settings)
+    assert found.trainable == wrapped.get_nb_trainable_parameters()[0]
 
 
 def cells(said: str, row: str) -> list[str]:

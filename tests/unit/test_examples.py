@@ -29,6 +29,7 @@ CONFIGS = {
     "llama3_sera_zero3.yml": 8,
     "mistral_sera_ipo.yml": 1,
     "qwen_sera_qlora.yml": 1,
+    "smollm2_sera.yml": 1,
 }
 """Config to the number of GPUs it is written for."""
 

@@ -1,0 +1,164 @@
+"""How often signals rank pairs as the judge did: the table of docs/language-model.md.
+
+python -m benchmarks.smollm.analysis
+
+Every interval is the middle 95% of 2,000 bootstrap draws of questions, since pairs of one question
+share it. ``right`` is the share of pairs whose chosen answer has the larger value, ties as half;
+``AUC`` is that of telling a pair's label from the same pair's turned label by the value alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+from benchmarks.smollm.signals import PROMPTS, RESULTS
+from sera_plugin.scoring.contrast import combined
+
+PAGE = Path("docs/language-model.md")
+BEGIN, END = "<!-- signals: begin -->", "<!-- signals: end -->"
+LIKE = (0.6, 1.7)
+DRAWS = 2000
+FEWEST = 100
+"""Pairs below which figures would say nothing, and none are shown."""
+Statistic = Callable[[np.ndarray], float]
+
+
+def signals(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Every signal by its words: chosen minus rejected of each pair, shape (n,)."""
+    tokens = np.array([line["tokens"] for line in lines], dtype=float)
+
+    def logps(name: str) -> np.ndarray:
+        return np.array([line["logps"][name] for line in lines])
+
+    def difference(values: np.ndarray) -> np.ndarray:
+        return np.asarray(values[:, 0] - values[:, 1])
+
+    plain = logps("none")
+    found = {
+        "length (longer)": difference(tokens),
+        "log-prob, sum": difference(plain),
+        "log-prob, per token": difference(plain / tokens),
+        "prompt of Sr-DPO minus none, sum": difference(logps("rating_positive") - plain),
+        "prompt of Sr-DPO minus none, per token": difference(
+            (logps("rating_positive") - plain) / tokens
+        ),
+    }
+    words = {"system": "expert − careless (system)", "user": "high- − low-quality (user)"}
+    words["rating"] = "Sr-DPO's 100 − 1 (user)"
+    built_in = []
+    for name in PROMPTS:
+        raised = logps(f"{name}_positive") - logps(f"{name}_negative")
+        found[f"{words[name]}, sum"] = difference(raised)
+        found[f"{words[name]}, per token"] = difference(raised / tokens)
+        if name in ("system", "user"):
+            built_in.append(difference(raised / tokens))
+    found["**built-in: both, per token, averaged**"] = combined(built_in)
+    return found
+
+
+def right(values: np.ndarray) -> float:
+    """Share of positive values, zeros as half."""
+    return float(np.mean((np.sign(values) + 1) / 2)) if len(values) else float("nan")
+
+
+def auc(values: np.ndarray) -> float:
+    """P(v > −v′) over all pairs of pairs, ties as half: of labels against turned labels."""
+    n = len(values)
+    if not n:
+        return float("nan")
+    ranks = rankdata(np.concatenate([values, -values]))
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / n**2)
+
+
+def interval(
+    statistic: Statistic, questions: np.ndarray, mask: np.ndarray, seed: int = 0
+) -> tuple[float, float, float]:
+    """Value, and the middle 95% over draws of questions, of a statistic of row numbers."""
+    rows = np.flatnonzero(mask)
+    if not len(rows):
+        return (float("nan"),) * 3
+    groups = [rows[questions[rows] == q] for q in np.unique(questions[rows])]
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(DRAWS):
+        drawn = generator.integers(len(groups), size=len(groups))
+        found.append(statistic(np.concatenate([groups[i] for i in drawn])))
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return statistic(rows), float(low), float(high)
+
+
+def cell(found: tuple[float, float, float]) -> str:
+    """`.58 [.49, .66]`."""
+    value, low, high = (f"{number:.2f}".replace("0.", ".", 1) for number in found)
+    return f"{value} [{low}, {high}]"
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The Markdown between the markers: the table, or that there are too few pairs."""
+    if len(lines) < FEWEST:
+        return f"{len(lines)} pairs are stored: too few for figures."
+    questions = np.array([line["question"] for line in lines])
+    tokens = np.array([line["tokens"] for line in lines], dtype=float)
+    ratio = tokens[:, 0] / tokens[:, 1]
+    judge = np.array(
+        [
+            np.nan if None in (line["judge_chosen"], line["judge_rejected"])
+            else line["judge_chosen"] - line["judge_rejected"]
+            for line in lines
+        ],
+        dtype=float,
+    )  # fmt: skip
+    everything, known = np.ones(len(lines), bool), np.isfinite(judge)
+    strata = {
+        "all": everything,
+        "like lengths": (ratio >= LIKE[0]) & (ratio <= LIKE[1]),
+        "chosen shorter": ratio < LIKE[0],
+        "chosen longer": ratio > LIKE[1],
+    }
+    heads = [f"right, {name} ({mask.sum()})" for name, mask in strata.items()]
+    heads += [f"AUC, all ({len(lines)})", f"Spearman with the judge's difference ({known.sum()})"]
+    out = [f"{len(lines)} pairs of {len(np.unique(questions))} questions.", ""]
+    out += ["| signal | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    for name, values in signals(lines).items():
+        cells = [
+            cell(interval(lambda rows, v=values: right(v[rows]), questions, mask))  # type: ignore[misc]
+            for mask in strata.values()
+        ]
+        cells.append(cell(interval(lambda rows, v=values: auc(v[rows]), questions, everything)))  # type: ignore[misc]
+        cells.append(
+            cell(
+                interval(
+                    lambda rows, v=values: float(spearmanr(v[rows], judge[rows])[0]),  # type: ignore[misc]
+                    questions,
+                    known,
+                )
+            )
+        )
+        out.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def main() -> None:
+    """Put the table of the stored results into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args()
+    lines = [json.loads(line) for line in given.results.read_text().splitlines()]
+    text = given.page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{given.page} has no place between {BEGIN} and {END}.")
+    given.page.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
