@@ -27,6 +27,8 @@ def main() -> None:
             for regime, arms in plan:
                 _run(regime, arms, seeds, settings, results, args)
     # What was seen was seen in the stored results, not in those of another folder.
+    if args.no_page:
+        return
     reading = study.HERE / "reading.md" if args.results == study.RESULTS else None
     report.write(results, settings, args.page, args.page.with_suffix(""), reading)
     print(f"{args.page} is written")
@@ -42,6 +44,7 @@ def _arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="a small plan that shows that all works")
     add("--untuned", action="store_true", help="one learning rate and β instead of the grid")
     add("--sft-steps", type=int, default=Settings().sft_steps, help="updates of the SFT model")
+    add("--no-page", action="store_true", help="write no report")
     add("--report-only", action="store_true", help="run nothing")
     add("--keep", action="store_true", help="leave the output folders of the runs")
     add("--workers", type=int, default=2)
@@ -76,11 +79,14 @@ def _run(
     results: Results,
     args: argparse.Namespace,
 ) -> None:
-    tuning: list[Run] = []
     if settings.tuned:
         sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
-        tuning = [run for arm in sources for run in tuning_runs(regime, arm)]
-    _execute(f"{regime}, tuning", tuning, settings, results, args)
+        # What is tried next depends on what was found: neighbours of the best, then settings.
+        for part in ("tuning", "tuning, neighbours", "tuning, settings"):
+            tuning = [
+                run for arm in sources for run in tuning_runs(regime, arm, settings, results)
+            ]
+            _execute(f"{regime}, {part}", tuning, settings, results, args)
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [
         run
