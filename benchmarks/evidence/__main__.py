@@ -23,7 +23,8 @@ def main() -> None:
     if not args.report_only:
         runner.prepare_parent()
         for plan, seeds in _plans(args):
-            study.measure_all_sft(seeds, settings, results, args.work, args.workers)
+            for asked in sorted({REGIMES[regime].asked for regime, _ in plan}):
+                study.measure_all_sft(seeds, settings, results, args.work, args.workers, asked)
             for regime, arms in plan:
                 _run(regime, arms, seeds, settings, results, args)
     # What was seen was seen in the stored results, not in those of another folder.

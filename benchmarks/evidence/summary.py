@@ -127,14 +127,22 @@ class Summary:
     def __init__(self, results: Results, settings: Settings) -> None:
         self.settings = settings
         self.results = results
-        sft = {
-            record["seed"]: record
+        models = [
+            record
             for record in results.found.values()
             if record["arm"] == "sft" and record["split"] == "report"
-            if record["key"] == sft_key(record["seed"], "report", settings)
+        ]
+        measured = {
+            asked: {
+                record["seed"]: record
+                for record in models
+                if record["key"] == sft_key(record["seed"], "report", settings, asked)
+            }
+            for asked in (True, False)
         }
         self.arms: dict[tuple[str, str], ArmRuns] = {}
         for regime, arm in itertools.product(REGIMES, ARMS):
+            sft = measured[REGIMES[regime].asked]
             found = {
                 run.seed: results.found[run.key(settings)]
                 for run in report_runs(regime, arm, sorted(sft), settings, results)
