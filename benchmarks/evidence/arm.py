@@ -22,6 +22,8 @@ GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
 RATES = (2e-4, 5e-4, 1.2e-3, 3e-3)
 BETAS = {"dpo": (0.01, 0.03, 0.1, 0.3, 1.0)}
 """What the grid of an arm that is ``wide`` is continued on."""
+NEW_SEEDS = 12
+"""The first seed of worlds that nobody had looked at when the arms on them were settled."""
 NEAREST = 3
 """Points of another arm's grid, its best ones, that an arm ``near`` it takes for its own."""
 
@@ -51,6 +53,7 @@ class Arm:
         among: arms that differ by a setting of their own, most usual first, of which tuning picks
             the one that is reported under this arm's name; then nothing else of this arm is used.
         wide: the neighbours of the grid's best point are tried, too.
+        fresh: it is reported on seeds from NEW_SEEDS on, and the others on those before.
         near: the arm the best three points of whose grid are this one's; empty for all points.
     """
 
@@ -65,6 +68,7 @@ class Arm:
     held_out: bool = False
     among: tuple[str, ...] = ()
     wide: bool = False
+    fresh: bool = False
     near: str = ""
 
     @property

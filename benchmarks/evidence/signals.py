@@ -22,7 +22,7 @@ def by_contrast(evidence: Evidence) -> np.ndarray:
     return np.where(np.isnan(evidence.margin), np.nan, evidence.signals["contrast"])
 
 
-def flipped(smoothing: float) -> dict[str, Any]:
+def robust(smoothing: float) -> dict[str, Any]:
     """Keys of the host's robust loss."""
     return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": smoothing}
 
@@ -33,24 +33,24 @@ def _contrast(keep: Any, note: str, **other: Any) -> Arm:
         sera_block(keep=keep, fraction=0.0, selection=selection, **other),
         note=note,
         more=ASKS_FOR_QUALITY,
-        wide=True,
+        fresh=True,
+        near="dpo",
     )
 
 
-NEW: dict[str, Arm] = {
-    "dpo-wide": Arm(note="DPO on all pairs", wide=True),
-    "rdpo-0.3": Arm(note="robust DPO, ε = 0.3", more=flipped(0.3), wide=True),
-    "rdpo-0.1": Arm(note="robust DPO, ε = 0.1", more=flipped(0.1), wide=True),
-    "random-wide": Arm(subset=KEEP, note="DPO on a random 70%", wide=True),
-    "select-wide": Arm(sera_block(fraction=0.0), note="selection only", wide=True),
-    "sera-wide": Arm(SHIPPED, note="`sera: true`", wide=True),
-    "judge-drop": Arm(
-        sera_block(fraction=0.0, selection={"rule": "external", "external": {"mode": "only"}}),
-        note="70% kept by the scores of a judge with 20% errors",
-        scored=True,
-        wide=True,
+BY_JUDGE = {"rule": "external", "external": {"mode": "only"}}
+ARMS: dict[str, Arm] = {
+    "dpo-new": Arm(note="DPO on all pairs", wide=True, fresh=True),
+    "rdpo-0.3": Arm(more=robust(0.3)),
+    "rdpo-0.1": Arm(more=robust(0.1)),
+    "rdpo": Arm(
+        note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), fresh=True, near="dpo"
     ),
-    "oracle-wide": Arm(clean=True, note="DPO on the same pairs without flipped labels", wide=True),
+    "random-new": Arm(subset=KEEP, note="DPO on a random 70%", fresh=True, near="dpo"),
+    "select-new": Arm(
+        sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
+    ),
+    "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
     "contrast-weight": _contrast(
         REVIEWED,
         "calibrated weights by the contrast, from the second round on",
@@ -61,6 +61,14 @@ NEW: dict[str, Arm] = {
         "70% kept by the contrast, from the second round on",
         selection={"rule": "benchmarks.evidence.signals:by_contrast"},
     ),
-    "rdpo": Arm(note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), wide=True),
+    "judge-drop": Arm(
+        sera_block(fraction=0.0, selection=BY_JUDGE),
+        note="70% kept by the scores of a judge with 20% errors",
+        scored=True,
+        fresh=True,
+        near="dpo",
+    ),
+    "oracle-new": Arm(
+        clean=True, note="DPO on the same pairs without flipped labels", fresh=True, near="dpo"
+    ),
 }
-ARMS = NEW
