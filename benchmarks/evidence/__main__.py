@@ -9,7 +9,19 @@ from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import DPO, IPO, MORE, MOST_SEEDS, PLAN, QUICK, SEEDS, Plan, planned
+from benchmarks.evidence.plan import (
+    DPO,
+    FRESH_SEEDS,
+    IPO,
+    MORE,
+    MOST_SEEDS,
+    NEW,
+    PLAN,
+    QUICK,
+    SEEDS,
+    Plan,
+    planned,
+)
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs, tuning_runs
 
@@ -64,12 +76,13 @@ def _plans(args: argparse.Namespace) -> list[tuple[Plan, list[int]]]:
     if args.quick:
         return [(QUICK, seeds)]
     if args.regimes:
-        known = planned((*PLAN, *MORE))
+        known = planned((*PLAN, *MORE, *NEW))
         return [(tuple((r, tuple(args.arms or known.get(r, ()))) for r in args.regimes), seeds)]
     if not args.all:
         return [(PLAN, seeds)]
     compared = tuple((r, tuple(a for a in arms if a in (*DPO, *IPO))) for r, arms in PLAN)
-    return [(PLAN, seeds), (MORE, seeds), (compared, list(range(MOST_SEEDS)))]
+    most = list(range(MOST_SEEDS))
+    return [(PLAN, seeds), (MORE, seeds), (compared, most), (NEW, list(FRESH_SEEDS))]
 
 
 def _run(
@@ -84,9 +97,7 @@ def _run(
         sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
         # What is tried next depends on what was found: neighbours of the best, then settings.
         for part in ("tuning", "tuning, neighbours", "tuning, settings"):
-            tuning = [
-                run for arm in sources for run in tuning_runs(regime, arm, settings, results)
-            ]
+            tuning = [run for arm in sources for run in tuning_runs(regime, arm, settings, results)]
             _execute(f"{regime}, {part}", tuning, settings, results, args)
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [

@@ -101,13 +101,17 @@ ARMS: dict[str, Arm] = {
         sera_block(ensemble=0.0, bootstrap={"ensemble": False}), tuned_as="sera", note="γ = 0"
     ),
     "full-policy-pool": Arm(
-        sera_block(bootstrap={"pool": "policy"}), tuned_as="sera", note="fresh answers alone compete"
+        sera_block(bootstrap={"pool": "policy"}),
+        tuned_as="sera",
+        note="fresh answers alone compete",
     ),
     "full-length-fixed": Arm(
         sera_block(bootstrap={"length_penalty": 0.02}), tuned_as="sera", note="length penalty 0.02"
     ),
     "full-length-auto": Arm(
-        sera_block(bootstrap={"length_penalty": "auto"}), tuned_as="sera", note="length penalty auto"
+        sera_block(bootstrap={"length_penalty": "auto"}),
+        tuned_as="sera",
+        note="length penalty auto",
     ),
     "full-previous": Arm(
         sera_block(reference="previous", bootstrap={"ensemble": False}),

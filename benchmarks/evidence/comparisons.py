@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,20 +67,16 @@ class Row:
 
 
 def compared(
-    summary: Summary,
-    arms: Sequence[str],
-    base: Callable[[str], str],
-    regimes: Sequence[str],
+    summary: Summary, pairs: Sequence[tuple[str, str]], regimes: Sequence[str]
 ) -> list[tuple[str, ...]]:
     """Rows of two tables in one: pooled, and by regime.
 
     Args:
         summary: all runs.
-        arms: a row each.
-        base: what an arm is compared to.
+        pairs: a row each, of an arm and what it is compared to.
         regimes: a column each.
     """
-    rows = [row for arm in arms if (row := Row.of(summary, arm, base(arm), regimes)) is not None]
+    rows = [row for arm, base in pairs if (row := Row.of(summary, arm, base, regimes)) is not None]
     gaps = [row.difference for row in rows]
     adjusted = holm([gap.p for gap in gaps])
     return [

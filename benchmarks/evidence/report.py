@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence import sections
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.bars import bars
 from benchmarks.evidence.plan import FILLS, JUDGES, MORE, PLAN, RULES, SEEDS, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, tuned, tuning_runs
 from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, pooled, spread
+from benchmarks.evidence.tables import table
 
 HERE = Path(__file__).parent
 PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
@@ -36,14 +39,18 @@ def write(
         reading: Markdown that says what was seen in the numbers.
     """
     summary = Summary(results, settings)
-    parts = [(HERE / "intro.md").read_text(encoding="utf-8").rstrip()]
+    parts = [_intro(summary)]
     if not settings.tuned:
         parts.append(UNTUNED)
     else:
         parts.append("**State.** " + _state(summary))
-    parts.append("## What was to be reached\n\n" + _bars(summary))
+    if summary.regimes:
+        parts.append(sections.all_regimes(summary))
     if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
+    parts.extend(sections.signals(summary))
+    parts.extend(sections.terms(summary))
+    parts.append("## What was to be reached\n\n" + _bars(summary))
     parts.extend(_side_by_side(summary))
     parts.extend(_filling(summary))
     plots.mkdir(parents=True, exist_ok=True)
@@ -54,6 +61,14 @@ def write(
         parts.append(_regime(regime, arms, summary, link))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _intro(summary: Summary) -> str:
+    """What the page is about, with the pooled results in its first sentence."""
+    text = (HERE / "intro.md").read_text(encoding="utf-8").rstrip()
+    for arm in ("select", "sera"):
+        text = text.replace(f"{{{arm}}}", sections.headline(summary, arm))
+    return text
 
 
 def _state(summary: Summary) -> str:
@@ -119,17 +134,9 @@ def _is_done(summary: Summary, regime: str, arm: str) -> bool:
     return found is not None and len(found.runs) >= SEEDS
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(r) for r in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _bars(summary: Summary) -> str:
     lines = bars(summary)
-    rows = [
-        (b.text, b.regime, b.wanted, b.found, b.holm, b.insensitive, b.detail) for b in lines
-    ]
+    rows = [(b.text, b.regime, b.wanted, b.found, b.holm, b.insensitive, b.detail) for b in lines]
     counts = Counter(b.found for b in lines)
     head = ("what", "regime", "wanted", "found", "after Holm", "a random 70% passes too",
             "difference of gold reward")  # fmt: skip
@@ -152,7 +159,7 @@ def _side_by_side(summary: Summary) -> list[str]:
         f"The same at equal KL:\n\n{_against_dpo(summary, arms, equal_kl=True)}"
         for title, text, arms in (
             (
-                "Which rule of selection wins where",
+                "Which rule of selection wins where, untuned",
                 "Difference of gold reward to DPO, the best of a column in bold; `select` is "
                 "`rule: top`. All take the learning rate and β of `select`, at which rules that "
                 "keep pairs with smaller margins move the policy less: look at both tables. "
@@ -161,7 +168,7 @@ def _side_by_side(summary: Summary) -> list[str]:
                 ("select", *RULES),
             ),
             (
-                "Who judges the fresh answers",
+                "Who judges the fresh answers, untuned",
                 "The same, with the learning rate and β of `sera`. A judge of one's own takes the "
                 "place of the implicit reward, and the guard stands aside.",
                 ("sera", *JUDGES),

@@ -43,9 +43,7 @@ ARMS: dict[str, Arm] = {
     "dpo-new": Arm(note="DPO on all pairs", wide=True, fresh=True),
     "rdpo-0.3": Arm(more=robust(0.3)),
     "rdpo-0.1": Arm(more=robust(0.1)),
-    "rdpo": Arm(
-        note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), fresh=True, near="dpo"
-    ),
+    "rdpo": Arm(note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), fresh=True, near="dpo"),
     "random-new": Arm(subset=KEEP, note="DPO on a random 70%", fresh=True, near="dpo"),
     "select-new": Arm(
         sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True

@@ -53,9 +53,7 @@ SETTINGS: Mapping[str, Mapping[str, Arm]] = {
         "posterior-flip": reviewed("posterior", signal="margin", use="flip"),
     },
     "re-po": {
-        f"re-po-{eta:g}": with_term(
-            "posterior", source="on_the_fly", use="flip", reliability=eta
-        )
+        f"re-po-{eta:g}": with_term("posterior", source="on_the_fly", use="flip", reliability=eta)
         for eta in (0.9, 0.7)
     },
     "explore": {f"explore-{alpha:g}": _explore(alpha) for alpha in (1e-3, 1e-2)},

@@ -1,0 +1,169 @@
+"""Parts of the page that compare arms over several regimes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.evidence.arm import NEW_SEEDS
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.comparisons import HEAD, Row, compared
+from benchmarks.evidence.plan import FRESH, JUDGES, RULES
+from benchmarks.evidence.regimes import REGIMES, TUNED_IN
+from benchmarks.evidence.runs import tuned
+from benchmarks.evidence.statistics import Interval
+from benchmarks.evidence.summary import Summary
+from benchmarks.evidence.tables import table
+from benchmarks.evidence.terms import TERMS
+
+POOLED = (
+    "select",
+    "sera",
+    "random",
+    "full",
+    "select-ipo",
+    "sera-ipo",
+    "full-ipo",
+    "bootstrap",
+    "bootstrap-ipo",
+    "reference",
+    "sera-reference",
+    *RULES,
+    *JUDGES,
+)
+OLD = tuple(name for name in REGIMES if name.startswith(("on-", "off-", "few-", "spurious-")))
+SIX = ("on-0.4", "on-0.2", "on-0.0", "off-0.4", "off-0.2", "off-0.0")
+NEWER = (*SIX, "patterned-0.4", "patterned-0.2", "unasked-0.4", "unasked-0.2")
+
+
+def base_of(arm: str) -> str:
+    """Plain training with the same loss, on the same seeds."""
+    if ARMS[arm].fresh:
+        return "dpo-new"
+    return "sera" if arm == "explore" else ARMS[arm].loss
+
+
+def headline(summary: Summary, arm: str) -> str:
+    """The pooled difference of an arm, as words."""
+    row = Row.of(summary, arm, base_of(arm), OLD)
+    if row is None:
+        return "not run"
+    gap = row.difference
+    return (
+        f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], {row.share:+.1%} of DPO's gain "
+        f"({gap.seeds} seeds, {len(row.pairs)} regimes)"
+    )
+
+
+def all_regimes(summary: Summary) -> str:
+    """The first table: a pooled row per arm, and nothing by regime."""
+    pairs = [*((arm, base_of(arm)) for arm in POOLED), ("select", "random"), ("sera", "select")]
+    rows = [row[: len(HEAD)] for row in compared(summary, pairs, OLD)]
+    return (
+        "## All regimes together\n\n"
+        "Difference of gold reward to plain training with the same loss: of every seed the mean over "
+        "the regimes that the arm has run in, then the mean over the seeds that all of them have, "
+        "with a 95% interval by Student's t. Bold where p is below 0.05 after Holm's correction over "
+        "the rows. Only `select`, `sera`, `select-ipo` and `sera-ipo` have a learning rate and β of "
+        "their own; `random` takes those of `dpo`, and rules, judges and parts those of `select` or "
+        "`sera`, so their rows are of **untuned** arms.\n\n" + table(HEAD, rows)
+    )
+
+
+def terms(summary: Summary) -> list[str]:
+    """Terms of the loss, pooled and by regime, with what tuning picked."""
+    regimes = [r for r in SIX if any((r, term) in summary.arms for term in TERMS)]
+    rows = compared(summary, [(arm, base_of(arm)) for arm in TERMS], regimes)
+    if not rows:
+        return []
+    return [
+        "## Terms of the loss\n\n"
+        "Each term on all pairs, against plain training with the same loss (`explore` against "
+        "`sera`), on the worlds of the first seeds. Of DPO's or IPO's grid every term was given the "
+        "three best points, and then its own settings at the best of these: four to six tuning runs, "
+        "where DPO and IPO had five. The tuning world is one, and not reported. In brackets the "
+        "seeds.\n\n" + table((*HEAD, *regimes), rows),
+        "What tuning picked:\n\n" + _picked(summary, TERMS, regimes),
+    ]
+
+
+def signals(summary: Summary) -> list[str]:
+    """Arms on new seeds, pooled and by regime, and what their signals knew."""
+    regimes = [r for r in NEWER if (r, "dpo-new") in summary.arms]
+    arms = [arm for arm in FRESH if arm != "dpo-new"]
+    rows = compared(summary, [(arm, "dpo-new") for arm in arms], regimes)
+    if not rows:
+        return []
+    return [
+        "## A signal from outside the policy\n\n"
+        f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
+        "most thorough tuning: a grid of five and the neighbours of its best point; the other arms "
+        "had the three best points of DPO's grid, with `rdpo`'s ε as a fourth run; `select-new` and "
+        "`sera-new` the grid of five. In brackets the seeds.\n\n" + table((*HEAD, *regimes), rows),
+        "Difference to `dpo-new` as a share of the way to `oracle-new`, and as a share of DPO's own "
+        "gain:\n\n" + _ways(summary, arms, regimes),
+        "What tuning picked:\n\n" + _picked(summary, FRESH, regimes),
+        "What the contrast knew of the labels, means over seeds: AUC for flipped labels (0.5 is "
+        "chance), the estimated share of wrong labels ε with its 95% interval over seeds, and the "
+        "share of right labels by weight:\n\n" + _known(summary, regimes),
+    ]
+
+
+def _picked(summary: Summary, arms: tuple[str, ...], regimes: list[str]) -> str:
+    where = list(dict.fromkeys(TUNED_IN.get(regime, regime) for regime in regimes))
+    rows = []
+    for arm in arms:
+        cells = []
+        for regime in where:
+            found = tuned(regime, arm, summary.settings, summary.results)
+            own = f"{found[0].removeprefix(arm + '-')}; " if found and found[0] != arm else ""
+            cells.append(f"{own}{found[1]:g}, {found[2]:g}" if found else "-")
+        if set(cells) != {"-"}:
+            rows.append((f"`{arm}`", *cells))
+    return table(("arm: setting; lr, β", *(f"tuned in {name}" for name in where)), rows)
+
+
+def _ways(summary: Summary, arms: list[str], regimes: list[str]) -> str:
+    rows = []
+    for arm in arms:
+        cells = []
+        for regime in regimes:
+            base, mine = summary.arms[regime, "dpo-new"], summary.arms.get((regime, arm))
+            oracle = summary.arms.get((regime, "oracle-new"))
+            if mine is None or not mine.shared(base):
+                cells.append("-")
+                continue
+            seeds = mine.shared(base)
+            gap = np.mean([mine.gains[s] - base.gains[s] for s in seeds])
+            own = gap / np.mean([base.gains[s] for s in seeds])
+            both = [s for s in seeds if oracle is not None and s in oracle.gains]
+            way = sum(oracle.gains[s] - base.gains[s] for s in both) if oracle else 0.0
+            part = sum(mine.gains[s] - base.gains[s] for s in both)
+            far = f"{part / way:.0%}" if way > 0 and not regime.endswith("0.0") else "-"
+            cells.append(f"{far}; {own:+.0%}")
+        rows.append((f"`{arm}`", *cells))
+    return table(("arm", *regimes), rows)
+
+
+def _known(summary: Summary, regimes: list[str]) -> str:
+    rows = []
+    for regime in regimes:
+        for name in FRESH:
+            arm = summary.arms.get((regime, name))
+            rounds = [run["rounds"] for run in arm.runs.values()] if arm else []
+            found = [entry[0] for entry in rounds if entry and "contrast_error" in entry[0]]
+            if not found:
+                continue
+            error = Interval.of([one["contrast_error"] for one in found])
+            auc = [one["contrast_auc"] for one in found if one["contrast_auc"] is not None]
+            right = np.mean([one["contrast_weighted_right"] for one in found])
+            rows.append(
+                (
+                    regime,
+                    f"{np.mean(auc):.2f}" if auc else "-",
+                    f"{error.mean:.2f} [{error.low:.2f}, {error.high:.2f}]",
+                    f"{right:.2f}",
+                    str(error.seeds),
+                )
+            )
+            break
+    return table(("regime", "AUC", "ε", "right, by weight", "seeds"), rows)
