@@ -143,13 +143,14 @@ def _bars(summary: Summary) -> str:
     total = ", ".join(f"{counts[found]} {found}" for found in VERDICTS if counts[found])
     held = sum(b.holm == "holds" for b in lines)
     blind = sum(b.found == "holds" and b.insensitive == "yes" for b in lines)
-    return (
-        f"{len(lines)} comparisons, each at 95% by itself: {total}. After Holm's correction over all "
-        f"of them {held} hold. {blind} of those that hold ask for *not worse* where DPO on a random "
-        "70% of the pairs is not worse either: such a line could not have told a selection that "
+    counted = (
+        f"{len(lines)} comparisons, each at 95% by itself: {total}. After Holm's correction over "
+        f"all of them {held} hold. {blind} of those that hold ask for *not worse* where DPO on a "
+        "random 70% of the pairs is not worse either: such a line can't tell a selection that "
         "works from one that throws pairs away. The tuned oracle is DPO on the same pairs without "
-        f"flipped labels, with the learning rate and β of `dpo` on clean pairs.\n\n{table(head, rows)}"
+        "flipped labels, with the learning rate and β of `dpo` on clean pairs."
     )
+    return f"{counted}\n\n{table(head, rows)}"
 
 
 def _side_by_side(summary: Summary) -> list[str]:

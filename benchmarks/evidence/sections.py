@@ -34,6 +34,29 @@ OLD = tuple(name for name in REGIMES if name.startswith(("on-", "off-", "few-", 
 SIX = ("on-0.4", "on-0.2", "on-0.0", "off-0.4", "off-0.2", "off-0.0")
 NEWER = (*SIX, "patterned-0.4", "patterned-0.2", "unasked-0.4", "unasked-0.2")
 
+ALL_REGIMES = (
+    "Difference of gold reward to plain training with the same loss: of every seed the mean over "
+    "the regimes that the arm has run in, then the mean over the seeds that all of them have, with "
+    "a 95% interval by Student's t. Bold where p is below 0.05 after Holm's correction over the "
+    "rows. Only `select`, `sera`, `select-ipo` and `sera-ipo` have a learning rate and β of their "
+    "own; `random` takes those of `dpo`, and rules, judges and parts those of `select` or `sera`: "
+    "their rows are of **untuned** arms."
+)
+OF_TERMS = (
+    "Each term on all pairs, against plain training with the same loss (`explore` against `sera`), "
+    "on worlds of the first seeds. Of DPO's or IPO's grid every term had the three best points, "
+    "and then its own settings at the best of these: four to six tuning runs, where DPO and IPO "
+    "had five. All tuning is in one world, which is not reported. In brackets the seeds; bold and "
+    "p as above, over the rows of this table."
+)
+OF_SIGNALS = (
+    f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
+    "most thorough tuning, a grid of five and the neighbours of its best point; `select-new` and "
+    "`sera-new` had the grid of five; the others had the three best points of DPO's grid, and "
+    "`rdpo` its ε as a fourth run. All tuning is in one world, which is not reported. In brackets "
+    "the seeds; bold and p as above, over the rows of this table."
+)
+
 
 def base_of(arm: str) -> str:
     """Plain training with the same loss, on the same seeds."""
@@ -58,15 +81,7 @@ def all_regimes(summary: Summary) -> str:
     """The first table: a pooled row per arm, and nothing by regime."""
     pairs = [*((arm, base_of(arm)) for arm in POOLED), ("select", "random"), ("sera", "select")]
     rows = [row[: len(HEAD)] for row in compared(summary, pairs, OLD)]
-    return (
-        "## All regimes together\n\n"
-        "Difference of gold reward to plain training with the same loss: of every seed the mean over "
-        "the regimes that the arm has run in, then the mean over the seeds that all of them have, "
-        "with a 95% interval by Student's t. Bold where p is below 0.05 after Holm's correction over "
-        "the rows. Only `select`, `sera`, `select-ipo` and `sera-ipo` have a learning rate and β of "
-        "their own; `random` takes those of `dpo`, and rules, judges and parts those of `select` or "
-        "`sera`, so their rows are of **untuned** arms.\n\n" + table(HEAD, rows)
-    )
+    return f"## All regimes together\n\n{ALL_REGIMES}\n\n{table(HEAD, rows)}"
 
 
 def terms(summary: Summary) -> list[str]:
@@ -76,12 +91,7 @@ def terms(summary: Summary) -> list[str]:
     if not rows:
         return []
     return [
-        "## Terms of the loss\n\n"
-        "Each term on all pairs, against plain training with the same loss (`explore` against "
-        "`sera`), on the worlds of the first seeds. Of DPO's or IPO's grid every term was given the "
-        "three best points, and then its own settings at the best of these: four to six tuning runs, "
-        "where DPO and IPO had five. The tuning world is one, and not reported. In brackets the "
-        "seeds.\n\n" + table((*HEAD, *regimes), rows),
+        f"## Terms of the loss\n\n{OF_TERMS}\n\n{table((*HEAD, *regimes), rows)}",
         "What tuning picked:\n\n" + _picked(summary, TERMS, regimes),
     ]
 
@@ -94,13 +104,9 @@ def signals(summary: Summary) -> list[str]:
     if not rows:
         return []
     return [
-        "## A signal from outside the policy\n\n"
-        f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
-        "most thorough tuning: a grid of five and the neighbours of its best point; the other arms "
-        "had the three best points of DPO's grid, with `rdpo`'s ε as a fourth run; `select-new` and "
-        "`sera-new` the grid of five. In brackets the seeds.\n\n" + table((*HEAD, *regimes), rows),
-        "Difference to `dpo-new` as a share of the way to `oracle-new`, and as a share of DPO's own "
-        "gain:\n\n" + _ways(summary, arms, regimes),
+        f"## A signal from outside the policy\n\n{OF_SIGNALS}\n\n" + table((*HEAD, *regimes), rows),
+        "Of the difference to `dpo-new`: the share of the way to `oracle-new`; and the share of DPO's "
+        "own gain.\n\n" + _ways(summary, arms, regimes),
         "What tuning picked:\n\n" + _picked(summary, FRESH, regimes),
         "What the contrast knew of the labels, means over seeds: AUC for flipped labels (0.5 is "
         "chance), the estimated share of wrong labels ε with its 95% interval over seeds, and the "
