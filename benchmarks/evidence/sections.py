@@ -105,8 +105,8 @@ def signals(summary: Summary) -> list[str]:
         return []
     return [
         f"## A signal from outside the policy\n\n{OF_SIGNALS}\n\n" + table((*HEAD, *regimes), rows),
-        "Of the difference to `dpo-new`: the share of the way to `oracle-new`; and the share of DPO's "
-        "own gain.\n\n" + _ways(summary, arms, regimes),
+        "Of the difference to `dpo-new`: the share of the way to `oracle-new`; and the share of "
+        "DPO's own gain.\n\n" + _ways(summary, arms, regimes),
         "What tuning picked:\n\n" + _picked(summary, FRESH, regimes),
         "What the contrast knew of the labels, means over seeds: AUC for flipped labels (0.5 is "
         "chance), the estimated share of wrong labels ε with its 95% interval over seeds, and the "
