@@ -7,11 +7,12 @@ whole, ``presets`` what stands in the place of its defaults, and ``parsing`` rea
 
 from sera_plugin.config.block import SeraArgs, SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
+from sera_plugin.config.external import ExternalConfig
 from sera_plugin.config.guard import GuardConfig
 from sera_plugin.config.loss import LossTerm
 from sera_plugin.config.parsing import parse_block
 from sera_plugin.config.refine import RefineConfig
-from sera_plugin.config.selection import ExternalConfig, SelectionConfig
+from sera_plugin.config.selection import SelectionConfig
 
 __all__ = [
     "BootstrapConfig",

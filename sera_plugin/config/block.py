@@ -23,13 +23,19 @@ Refine = Annotated[RefineConfig | None, switch(RefineConfig, on={}, off=None)]
 class SeraConfig(Block):
     """The ``sera:`` block."""
 
-    preset: Literal["default", "paper", "select"] = Field(
+    preset: Literal["default", "paper", "select", "contrast"] = Field(
         default="default",
         description="Values of the keys that are not written out: the defaults below; `paper`, the "
-        "method as published, without the guard; `select`, no bootstrapped pairs.",
+        "method as published, without the guard, as far as it could be told without the paper's "
+        "text and numbers, which were not at hand; `select`, no bootstrapped pairs; `contrast`, "
+        "pairs weighed by the contrast of quality prompts from round 1 on, with the gate, and no "
+        "bootstrapped pairs.",
     )
     warmup_rounds: Count = Field(
-        default=1, ge=1, description="Rounds (epochs) on all of D before the first review."
+        default=1,
+        ge=0,
+        description="Rounds (epochs) on all of D before the first review; 0 is for signals that "
+        "need no trained policy.",
     )
     ensemble: Float = Field(
         default=0.3,
@@ -92,6 +98,7 @@ class SeraConfig(Block):
         keeps_all = selection.planned == (1,) and selection.rule == "top"
         return (
             not keeps_all
+            or selection.changes_all
             or selection.on_negative != "keep"
             or self.bootstrap.fraction > 0
             or self.reference == "previous"
@@ -99,11 +106,13 @@ class SeraConfig(Block):
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
-        """The terms of the loss; the `refine` block, if it has any effect, is the first."""
+        """The terms of the loss; first what `selection.use: weight` and the `refine` block say."""
         listed = tuple(LossTerm(*pair) for one in self.loss for pair in one.items())
-        if self.refine is None or self.refine.weight == 0:
-            return listed
-        return (LossTerm("refine", self.refine), *listed)
+        if self.refine is not None and self.refine.weight != 0:
+            listed = (LossTerm("refine", self.refine), *listed)
+        if self.selection.use == "weight":
+            listed = (LossTerm("posterior", {"source": "review"}), *listed)
+        return listed
 
     @property
     def refinement(self) -> RefineConfig | None:
@@ -118,6 +127,37 @@ class SeraConfig(Block):
         if self.refine is not None and any("refine" in one for one in self.loss):
             raise SeraConfigError(
                 "sera.refine and the term refine of sera.loss are the same; write one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weighed_once(self) -> SeraConfig:
+        if self.selection.use == "weight" and any("posterior" in one for one in self.loss):
+            raise SeraConfigError(
+                "sera.selection.use: weight and the term posterior of sera.loss both weigh pairs; "
+                "write one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reviewed_from_the_start(self) -> SeraConfig:
+        if self.warmup_rounds > 0:
+            return self
+        say = "sera.warmup_rounds: 0 is not allowed "
+        selection, bootstrap = self.selection, self.bootstrap
+        if "margin" in selection.by or selection.on_negative != "keep":
+            raise SeraConfigError(
+                f"{say}where pairs are judged by the policy's margin, which says nothing before "
+                "the policy has been trained; write 1 or more, or judge by contrast, external or a "
+                "signal of your own alone (sera.selection.by)."
+            )
+        if bootstrap.fraction > 0 and (
+            bootstrap.judge == "implicit" or bootstrap.judge_mode == "agree"
+        ):
+            raise SeraConfigError(
+                f"{say}where the implicit reward ranks sampled answers, which says nothing before "
+                "the policy has been trained; write 1 or more, sera.bootstrap.fraction: 0, or "
+                "another judge with judge_mode: replace."
             )
         return self
 

@@ -107,6 +107,7 @@ SIGNALS = Registry(
         "margin": "sera_plugin.review.signals:margin",
         "length": "sera_plugin.review.signals:length",
         "contrast": "sera_plugin.review.signals:contrast",
+        "external": "sera_plugin.review.signals:external",
     },
 )
 """Functions of ``SignalInput``."""

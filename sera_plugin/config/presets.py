@@ -24,6 +24,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "reference": "fixed",
     },
     "select": {"bootstrap": {"fraction": 0.0}},
+    "contrast": {
+        "warmup_rounds": 0,
+        "selection": {
+            "by": "contrast",
+            "use": "weight",
+            "gate": True,
+            "source": "training",
+        },
+        "bootstrap": {"fraction": 0.0},
+    },
 }
 
 

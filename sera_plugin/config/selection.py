@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -13,6 +16,7 @@ from pydantic import (
 )
 
 from sera_plugin.config.contrast import ContrastConfig, ContrastPrompts
+from sera_plugin.config.external import ExternalConfig
 from sera_plugin.config.fields import MOST, Block, Count, Float
 from sera_plugin.config.parts import RULES, SIGNALS, title_of
 from sera_plugin.runtime.errors import SeraConfigError
@@ -20,51 +24,22 @@ from sera_plugin.runtime.errors import SeraConfigError
 KEEP = 0.7
 Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
 Percentile = Annotated[Float, Field(ge=0, le=100)]
-Scale = Annotated[Float, Field(gt=0)]
 RuleName = Annotated[str, Field(max_length=500), AfterValidator(RULES.check)]
 SignalName = Annotated[
     str,
     Field(max_length=500, json_schema_extra={"anyOf": SIGNALS.schema["anyOf"]}),
     AfterValidator(SIGNALS.check),
 ]
+BY = replace(SIGNALS, key="sera.selection.by")
+By = Annotated[
+    list[Annotated[str, Field(max_length=500), AfterValidator(BY.check)]],
+    Field(min_length=1, max_length=20),
+    BeforeValidator(
+        lambda raw: [raw] if isinstance(raw, str) else raw,
+        json_schema_input_type=str | list[str],
+    ),
+]
 Fill = Literal["kept", "kept_and_bootstrapped", "next_best"]
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class ExternalConfig(Block):
-    """Scores that the dataset carries, for ``rule: external``."""
-
-    chosen: Column = Field(
-        default="score_chosen",
-        json_schema_extra={"allowed": "the name of a column"},
-        description="Column with the score of the chosen answer.",
-    )
-    rejected: Column = Field(
-        default="score_rejected",
-        json_schema_extra={"allowed": "the name of a column"},
-        description="Column with the score of the rejected answer.",
-    )
-    margin: Annotated[str, Field(max_length=200)] = Field(
-        default="",
-        json_schema_extra={"allowed": "the name of a column, or nothing"},
-        description="Column with the margin itself, in place of the two scores.",
-    )
-    mode: Literal["fused", "only"] = Field(
-        default="fused",
-        description="`fused`: product of the preference probabilities by both margins; `only`: the "
-        "dataset's margins alone.",
-    )
-    implicit_scale: Scale | Literal["auto"] = Field(
-        default="auto",
-        json_schema_extra={"allowed": "a number above 0 or auto"},
-        description="Implicit margin, nats, at which the log-odds are 1; `auto` takes the root "
-        "mean square over D.",
-    )
-    external_scale: Scale | Literal["auto"] = Field(
-        default="auto",
-        json_schema_extra={"allowed": "a number above 0 or auto"},
-        description="The same for the dataset's margins.",
-    )
 
 
 class SelectionConfig(Block):
@@ -75,14 +50,54 @@ class SelectionConfig(Block):
         json_schema_extra=RULES.schema,
         description="Which pairs are kept; docs/selection.md lists the rules.",
     )
-    keep: Keep | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)] = Field(
+    by: By = Field(
+        default=["margin"],
+        json_schema_extra={"allowed": f"{BY.allowed}, or a list of these"},
+        description="What pairs are judged by: `margin`, that of the policy, which the labels have "
+        "taught; `contrast`, what the reference prefers when asked for a good answer; `external`, "
+        "scores in the data; a function of your own; or a list, fused by the product of their "
+        "calibrated probabilities.",
+    )
+    use: Literal["drop", "weight", "relabel"] = Field(
+        default="drop",
+        description="What becomes of pairs that are judged badly: `drop`, a round keeps `keep` of "
+        "them; `weight`, all stay and count as far as their labels are likely to be right; "
+        "`relabel`, chosen and rejected change places where that is below `relabel_below`.",
+    )
+    relabel_below: Float = Field(
+        default=0.5,
+        gt=0,
+        le=0.5,
+        description="`use: relabel`: how likely a label must be right to stay as it is.",
+    )
+    gate: bool = Field(
+        default=True,
+        description="`use: weight`, `use: relabel` and `keep: auto` change nothing in a round "
+        "unless what pairs are judged by, the policy's margin aside, agrees with the labels better "
+        "than by chance and finds wrong ones, both beyond sampling error. It takes a signal of "
+        "about the strength of the prior for granted: see docs/selection.md.",
+    )
+    sources: Annotated[str, Field(max_length=200)] = Field(
+        default="",
+        json_schema_extra={"allowed": "the name of a column, or nothing"},
+        description="Column that says who labelled a pair, or where it is from; the share of wrong "
+        "labels is reported for each value of it.",
+    )
+    keep: (
+        Keep
+        | Literal["auto"]
+        | Annotated[list[Keep], Field(strict=True, min_length=1, max_length=1000)]
+    ) = Field(
         default=KEEP,
         json_schema_extra={
-            "allowed": f"a share in (0, 1], a whole number of pairs from 2 up to {MOST}, or a list "
-            "of up to 1000 of these"
+            "allowed": f"a share in (0, 1], a whole number of pairs from 2 up to {MOST}, auto, or "
+            "a list of up to 1000 shares and numbers"
         },
         description="Offline pairs kept per reviewed round: a share of |D| in (0, 1], or a whole "
-        "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats.",
+        "number of pairs from 2 on. A list has one entry per reviewed round; the last one repeats. "
+        "`auto`, the default beside `use: weight` and `use: relabel`, plans for all of D; with "
+        "`use: drop` it drops the pairs whose labels are more likely wrong than right, if the gate "
+        "lets it, and `fill` fills their places.",
     )
     fill: Fill = Field(
         default="next_best",
@@ -156,21 +171,55 @@ class SelectionConfig(Block):
         """K of each reviewed round as a share or a number of pairs; the last one repeats."""
         if self.rule == "band":
             return ((self.band[1] - self.band[0]) / 100,)
+        if self.keep == "auto":
+            return (1.0,)
         return tuple(self.keep) if isinstance(self.keep, list) else (self.keep,)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """What pairs are judged by beside the policy's margin."""
+        return tuple(name for name in self.by if name != "margin")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The signals of a review, those that pairs are judged by among them."""
+        return tuple(dict.fromkeys([*self.signals, *self.outside]))
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether scores in the data are read."""
+        return self.rule == "external" or "external" in self.measured
+
+    @property
+    def believes(self) -> bool:
+        """Whether a review asks how likely labels are right."""
+        return self.use != "drop" or bool(self.outside)
+
+    @property
+    def changes_all(self) -> bool:
+        """Whether reviews change rounds that are planned to hold all of D."""
+        return self.use != "drop" or (self.keep == "auto" and bool(self.outside))
 
     @property
     def asked(self) -> tuple[ContrastPrompts, ...]:
         """The pairs of prompts whose contrast is measured; none if it is no signal."""
-        return self.contrast.asked if "contrast" in self.signals else ()
+        return self.contrast.asked if "contrast" in self.measured else ()
 
     @property
     def looks_back(self) -> bool:
         """Whether the rule needs the margins of all earlier reviews."""
         return self.on_negative != "keep" or self.uncertainty > 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_stay(cls, block: Any) -> Any:
+        if isinstance(block, Mapping) and block.get("use") in ("weight", "relabel"):
+            return {"keep": "auto", **block}
+        return block
+
     @model_validator(mode="after")
     def _keep_is_share_or_count(self) -> SelectionConfig:
-        for keep in self.keep if isinstance(self.keep, list) else [self.keep]:
+        for keep in self.planned if self.rule != "band" else ():
             if keep > 1 and keep != int(keep):
                 raise SeraConfigError(
                     f"sera.selection.keep: {keep} is neither a share in (0, 1] nor a whole number "
@@ -180,19 +229,21 @@ class SelectionConfig(Block):
 
     @model_validator(mode="after")
     def _signals_differ(self) -> SelectionConfig:
-        titles = [title_of(value) for value in self.signals]
-        twice = [title for title in titles if titles.count(title) > 1]
-        if twice:
-            raise SeraConfigError(
-                f"sera.selection.signals: {twice[0]} is there twice; every signal needs a name of "
-                "its own."
-            )
+        _differ("sera.selection.signals", self.signals)
+        _differ("sera.selection.by", self.by)
+        _differ("sera.selection.by and signals", self.measured)
+        return self
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> SelectionConfig:
+        check_agreement(self)
         return self
 
     @model_serializer(mode="wrap")
     def _as_before_signals(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without signals the block is written to ``run.json`` as before there were any."""
-        asked = {"signals": bool(self.signals), "contrast": bool(self.asked)}
+        """Where newer keys have no effect the block is written to ``run.json`` as before them."""
+        asked = dict.fromkeys(("by", "use", "relabel_below", "gate", "sources"), self.believes)
+        asked |= {"signals": bool(self.signals), "contrast": bool(self.asked)}
         return {key: value for key, value in dump(self).items() if asked.get(key, True)}
 
     @model_validator(mode="after")
@@ -208,3 +259,50 @@ class SelectionConfig(Block):
                 "whose percentiles say how many pairs are kept; remove the key."
             )
         return self
+
+
+def _differ(key: str, names: Sequence[str]) -> None:
+    titles = [title_of(name) for name in names]
+    twice = [title for title in titles if titles.count(title) > 1]
+    if twice:
+        raise SeraConfigError(
+            f"{key}: {twice[0]} is there twice; every signal needs a name of its own."
+        )
+
+
+def check_agreement(block: SelectionConfig) -> None:
+    """Check that what pairs are judged by, and what becomes of them, go together.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    by = block.by[0] if len(block.by) == 1 else f"[{', '.join(block.by)}]"
+    by, use = f"sera.selection.by: {by}", f"sera.selection.use: {block.use}"
+    if block.outside and block.rule in ("random", "lossdiff_irm", "external"):
+        raise SeraConfigError(
+            f"{by} has no effect beside sera.selection.rule: {block.rule}, which doesn't rank by "
+            "it; remove one of the two."
+        )
+    if block.outside and block.uncertainty:
+        raise SeraConfigError(
+            f"sera.selection.uncertainty: {block.uncertainty} can't be used with {by}, because it "
+            "is subtracted from margins; remove one of the two."
+        )
+    if block.use == "drop":
+        return
+    if block.keep != "auto" and block.planned != (1,):
+        raise SeraConfigError(
+            f"sera.selection.keep: {block.keep} can't be used with {use}, which drops no pair; "
+            "write auto or remove the key."
+        )
+    for key, usual in (("rule", "top"), ("on_negative", "keep")):
+        if getattr(block, key) != usual:
+            raise SeraConfigError(
+                f"sera.selection.{key}: {getattr(block, key)} can't be used with {use}, which says "
+                "itself what becomes of pairs; remove one of the two."
+            )
+    if block.gate and not block.outside:
+        raise SeraConfigError(
+            f"sera.selection.gate: true keeps all pairs as they are beside {by}, "
+            "which the labels have taught; judge by another signal, or write gate: false."
+        )

@@ -119,6 +119,16 @@ class Margins(Column, file="margins.parquet"):
         "the round at whose end the log-probs were measured; with `selection.source: training`, "
         "the round within which; 0 is the start of the run",
     )
+    RIGHT = (
+        "right", pa.float64(),
+        "how likely the label is right by `selection.by`; only where it is not the margin alone, "
+        "or `selection.use` is not `drop`; NaN where nothing is known",
+    )
+    WEIGHT = (
+        "weight", pa.float64(),
+        "how much the pair counts in the loss, with `right`; 1 unless `selection.use: weight` and "
+        "an open gate say otherwise",
+    )
 
 
 class Rows(Column, file="rows.parquet"):

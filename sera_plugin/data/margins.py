@@ -119,8 +119,8 @@ def missing_columns(settings: ExternalConfig, names: list[str]) -> list[tuple[st
 
 
 def margins_for(dataset: Dataset, selection: SelectionConfig) -> np.ndarray | None:
-    """``external_margins`` where the rule of selection reads them, else None."""
-    if selection.rule != "external":
+    """``external_margins`` where the rule of selection or a signal reads them, else None."""
+    if not selection.reads_scores:
         return None
     return external_margins(dataset, selection.external)
 

@@ -18,6 +18,10 @@ QUANTILES = (5, 25, 50, 75, 95)
 SET = "<set>"
 """Stands in a metric's name for the name of an evaluation set."""
 
+SOURCES = "label_errors_by"
+"""Key in the summary of a review: the share of wrong labels, both ends of its interval and the
+pairs, for each value of ``selection.sources``."""
+
 SET_ASIDE = "set_aside_ids"
 """Key in the summary of a round on all of D: ids of the pairs that it left out, if any."""
 
@@ -90,6 +94,28 @@ METRICS = (
         "filled_negative",
         "filled rows whose offline pair has a negative margin as it is trained on",
         ".0f", "rows"),
+    Metric(
+        "label_errors",
+        "ε, the share of wrong labels by what pairs are judged by (`selection.by`)",
+        ".1%", "share", "wrong labels", "wrong labels, estimated"),
+    *(
+        Metric(
+            f"label_errors_{end}",
+            "ends of its profile-likelihood interval of 95%, given the prior on the signal",
+            ".1%", "share")
+        for end in ("low", "high")),
+    Metric(
+        "agreement",
+        "how likely the labels are by `selection.by`, the policy's margin aside, on average; a "
+        "half is chance", ".1%", "share"),
+    Metric("agreement_low", "lower bound of 95% of `agreement`", ".1%", "share"),
+    Metric(
+        "gate_open", "1 if `selection.gate` lets pairs be weighed, turned or dropped, else 0",
+        ".0f"),
+    Metric("weight_zero", "pairs that `selection.use: weight` gives the weight 0", ".0f", "pairs"),
+    Metric(
+        "weight_effective", "(Σw)²/Σw² of the weights, over the pairs: 1 if all count alike",
+        ".1%", "share"),
     Metric(
         "guard_share",
         "share of the planned bootstrapped pairs that the guard lets in; 1 when it is off",
@@ -203,7 +229,7 @@ METRICS = (
 # fmt: on
 """All of them, in the order of tables."""
 
-_NAMES = {metric.name for metric in METRICS} | {SET_ASIDE}
+_NAMES = {metric.name for metric in METRICS} | {SET_ASIDE, SOURCES}
 
 
 def metrics_of(names: Iterable[str]) -> list[Metric]:

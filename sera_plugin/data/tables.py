@@ -38,6 +38,8 @@ class ReviewTable:
         flipped: mask of the pairs whose answers change places in the round.
         measured_in: the round at whose end, or within which, each margin was measured.
         signals: further scores of the pairs by name, NaN where a signal has no value.
+        right: how likely each label is right, NaN where nothing is known; None if not asked.
+        weight: how much each pair counts in the loss; None if all count 1.
     """
 
     ids: tuple[str, ...]
@@ -50,6 +52,8 @@ class ReviewTable:
     flipped: np.ndarray
     measured_in: np.ndarray
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    right: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
     @property
     def doubted(self) -> frozenset[str]:
@@ -66,6 +70,9 @@ class ReviewTable:
         return self.margin if name == "margin" else self.signals[name]
 
     def to_arrow(self) -> pa.Table:
+        asked = {Margins.RIGHT: self.right, Margins.WEIGHT: self.weight}
+        known = {column: values for column, values in asked.items() if values is not None}
+        columns = [field for field in Margins.arrow() if field.name not in asked.keys() - known]
         return pa.table(
             {
                 Margins.EXAMPLE_ID: list(self.ids),
@@ -79,11 +86,10 @@ class ReviewTable:
                 Margins.SCORE: self.score,
                 Margins.FLIPPED: self.flipped,
                 Margins.MEASURED_IN: self.measured_in,
+                **known,
                 **{SIGNAL + name: values for name, values in self.signals.items()},
             },
-            schema=pa.schema(
-                [*Margins.arrow(), *((SIGNAL + name, pa.float64()) for name in self.signals)]
-            ),
+            schema=pa.schema([*columns, *((SIGNAL + name, pa.float64()) for name in self.signals)]),
         )
 
     @classmethod
@@ -111,6 +117,10 @@ class ReviewTable:
                 for name in table.column_names
                 if name.startswith(SIGNAL)
             },
+            *(
+                numbers(column) if column in table.column_names else None
+                for column in (Margins.RIGHT, Margins.WEIGHT)
+            ),
         )
 
 

@@ -13,10 +13,11 @@ tell a weak signal from many wrong labels; ε in (0, ½) is flat in its logit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
 
 SLOPE, DEVIATION = 1.2, 0.3
@@ -24,6 +25,35 @@ SLOPE, DEVIATION = 1.2, 0.3
 
 STARTS = (0.02, 0.1, 0.25, 0.4)
 """Values of ε that the search starts from."""
+
+
+SLOPES = (np.log(SLOPE) - 10 * DEVIATION, np.log(SLOPE) + 10 * DEVIATION)
+"""Between which log a is looked for where ε is given."""
+
+DROP = 1.92
+"""By how much the log-likelihood may fall within an interval of 95%: half of χ²'s quantile."""
+
+
+@dataclass(frozen=True)
+class ErrorShare:
+    """How many labels are wrong.
+
+    Attributes:
+        value: ε.
+        low: lower end of its profile-likelihood interval of 95%, from 0 on.
+        high: upper end, at most ½.
+        pairs: pairs that it was found from.
+    """
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def text(self) -> str:
+        """The share and its interval in percent."""
+        return f"{100 * self.value:.0f}% [{100 * self.low:.0f}%, {100 * self.high:.0f}%]"
 
 
 @dataclass(frozen=True)
@@ -57,10 +87,63 @@ class Calibration:
         log_slope, doubt = min(found, key=lambda one: float(one.fun)).x
         return cls(scale, float(np.exp(log_slope)), float(expit(doubt)) / 2)
 
+    def error_share(self, scores: np.ndarray) -> ErrorShare:
+        """ε of the scores that were fitted, with an interval over every a.
+
+        The prior on a counts in it, so it is only as good as that prior: few wrong labels under a
+        weak signal and many under a strong one give much the same scores.
+        """
+        given = scores[np.isfinite(scores)].astype(np.float64) / self.scale
+
+        def cost(error: float) -> float:
+            doubt = _doubt(error)
+            found = minimize_scalar(
+                lambda log_slope: _cost(np.array([log_slope, doubt]), given),
+                bounds=SLOPES,
+                method="bounded",
+            )
+            return float(found.fun)
+
+        return _interval(self.error, cost, len(given))
+
+    def error_share_of(self, scores: np.ndarray) -> ErrorShare:
+        """ε of a part of the pairs, a being that of all, with an interval."""
+        given = scores[np.isfinite(scores)].astype(np.float64) / self.scale
+
+        def cost(error: float) -> float:
+            return _cost(np.array([np.log(self.slope), _doubt(error)]), given)
+
+        found = minimize_scalar(cost, bounds=(0.0, 0.5), method="bounded")
+        value = min((0.0, float(found.x), 0.5), key=cost)
+        return _interval(value, cost, len(given))
+
+    def log_odds(self, scores: np.ndarray) -> np.ndarray:
+        """log p/(1 − p) = a·s / the root mean square, shape (n,); NaN where s is no number."""
+        return np.asarray(
+            self.slope * np.where(np.isfinite(scores), scores, np.nan) / self.scale, np.float64
+        )
+
     def posterior(self, scores: np.ndarray) -> np.ndarray:
         """P(the label is right | s), float64, shape (n,); NaN where s is not a finite number."""
-        known = np.where(np.isfinite(scores), scores, np.nan)
-        return np.asarray(expit(self.slope * known / self.scale - logit(self.error)))
+        return np.asarray(expit(self.log_odds(scores) - logit(self.error)))
+
+
+def _doubt(error: float) -> float:
+    """The logit of 2ε."""
+    return float(logit(2 * error))
+
+
+def _interval(value: float, cost: Callable[[float], float], pairs: int) -> ErrorShare:
+    """Where ``cost`` is at most ``DROP`` above its smallest, at ``value``."""
+    value = min(max(value, 0.0), 0.5)
+    limit = cost(value) + DROP
+
+    def over(error: float) -> float:
+        return cost(error) - limit
+
+    low = 0.0 if value == 0 or over(0.0) <= 0 else brentq(over, 0.0, value, xtol=1e-4)
+    high = 0.5 if value == 0.5 or over(0.5) <= 0 else brentq(over, value, 0.5, xtol=1e-4)
+    return ErrorShare(value, float(low), float(high), pairs)
 
 
 def _cost(at: np.ndarray, scores: np.ndarray) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from sera_plugin.config import SelectionConfig
 from sera_plugin.data.margins import PairLogps, overlap
-from sera_plugin.data.metrics import QUANTILES, SET_ASIDE, metrics_of
+from sera_plugin.data.metrics import QUANTILES, SET_ASIDE, SOURCES, metrics_of
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.review import Review
@@ -54,7 +55,6 @@ def review_metrics(
         "set_aside": float(len(table.margin) - len(margin)),
         "aged_margins": float((table.measured_in < review.size.number - 1).sum()),
         "threshold": float(table.ensembled[table.kept].min()),
-        "accuracy_train": accuracy(table.ratios),
         "kept": float(len(composition.kept)),
         "eligible": float(review.choice.passed),
         "flipped": float(len(composition.flipped)),
@@ -65,6 +65,8 @@ def review_metrics(
         "length_penalty": float(made.penalty),
         "prompts_without_room": float(made.without_room),
     }
+    if review.size.number > 1:  # before round 1 the policy is the reference, and all ratios are 0
+        found["accuracy_train"] = accuracy(table.ratios)
     for q in QUANTILES:
         found[f"margin_q{q:02d}"] = float(np.percentile(margin, q))
     for name, ratios in review.evaluation_ratios.items():
@@ -76,6 +78,7 @@ def review_metrics(
     found |= _lengths(review, pairs)
     found |= _samples(review)
     found |= _guard(review)
+    found |= _belief(review)
     found |= _speed("scoring", review.scoring)
     if made.samples:
         found |= _speed("generation", review.generation)
@@ -142,6 +145,38 @@ def _guard(review: Review) -> dict[str, float]:
         **{f"guard_{name}": signal.value for name, signal in decision.signals.by_name().items()},
     }
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _belief(review: Review) -> dict[str, float]:
+    belief = review.belief
+    if belief is None:
+        return {}
+    verdict, weight = belief.verdict, belief.weight
+    found = {
+        "agreement": verdict.agreement,
+        "agreement_low": verdict.agreement_low,
+        "gate_open": float(verdict.open),
+        "weight_zero": float((weight == 0).sum()),
+        "weight_effective": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
+    }
+    if belief.error is not None:
+        found["label_errors"] = belief.error.value
+        found["label_errors_low"] = belief.error.low
+        found["label_errors_high"] = belief.error.high
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def belief_text(review: Review, settings: SelectionConfig) -> dict[str, Any]:
+    """What was believed of the labels, for the stored summary; empty if it was not asked."""
+    if review.belief is None:
+        return {}
+    found: dict[str, Any] = {"selection": review.belief.text(settings)}
+    if review.belief.sources:
+        found[SOURCES] = {
+            name: [share.value, share.low, share.high, share.pairs]
+            for name, share in review.belief.sources.items()
+        }
+    return found
 
 
 def first_spread(summaries: Sequence[Mapping[str, float]]) -> float | None:

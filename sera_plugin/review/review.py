@@ -22,6 +22,7 @@ from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.data.rounds import Composition, compose
 from sera_plugin.data.schedule import RoundSize
 from sera_plugin.data.tables import ReviewTable
+from sera_plugin.review.belief import Belief, believe
 from sera_plugin.review.bootstrap import Bootstrapped, Bootstrapper, Past
 from sera_plugin.review.lossdiff import Auxiliary
 from sera_plugin.review.selection import Choice, History, choose
@@ -46,6 +47,7 @@ class Review:
     evaluation_ratios: Mapping[str, PairLogps]
     scoring: Phase
     generation: Phase
+    belief: Belief | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ class Reviewer:
             past: what earlier reviews found.
             recorded: what training steps found; if given, D is not scored.
         """
-        table, choice, history, scoring = self._select(size, reference, past, recorded)
-        evaluation, ratios = {}, {}
-        for name, pairs in self.evaluation.items():
+        table, choice, history, belief, scoring = self._select(size, reference, past, recorded)
+        # Before round 1 the policy is the reference, and no answer has a log-ratio.
+        first = size.number == 1
+        evaluation = dict(evaluation_reference) if first else {}
+        ratios = {}
+        for name, pairs in self.evaluation.items() if not first else ():
             evaluation[name], phase = self.score_offline(
                 pairs, f"Scoring {name} pairs", label=round_label(size.number)
             )
@@ -123,6 +128,7 @@ class Reviewer:
             evaluation_ratios=ratios,
             scoring=scoring + more,
             generation=generation,
+            belief=belief,
         )
 
     def score_offline(
@@ -152,9 +158,12 @@ class Reviewer:
         return pairs.pair_logps(done.logps), phase_of(start, done)
 
     def _under_policy(
-        self, number: int, recorded: Recorded | None
+        self, number: int, reference: PairLogps, recorded: Recorded | None
     ) -> tuple[PairLogps, np.ndarray, Phase]:
         """Log-probs of D under the policy, and the rounds in which they were measured."""
+        if number == 1:
+            start = reference.aligned(self.pairs.ids)
+            return start, np.zeros(len(self.pairs), dtype=np.int32), Phase()
         if recorded is not None:
             return recorded.policy, recorded.measured_in, Phase()
         policy, phase = self.score_offline(
@@ -164,8 +173,8 @@ class Reviewer:
 
     def _select(
         self, size: RoundSize, reference: PairLogps, past: Past, recorded: Recorded | None
-    ) -> tuple[ReviewTable, Choice, History, Phase]:
-        policy, measured_in, phase = self._under_policy(size.number, recorded)
+    ) -> tuple[ReviewTable, Choice, History, Belief | None, Phase]:
+        policy, measured_in, phase = self._under_policy(size.number, reference, recorded)
         ratios = log_ratios(policy, reference)
         own = margins(
             ratios,
@@ -184,6 +193,7 @@ class Reviewer:
             [*(earlier.ensembled if earlier else ()), mixed],
         )
         signals = self._signals(size.number, policy, reference, own)
+        belief = self._belief(history.ensembled[-1], signals)
         choice = choose(
             self.pairs.ids,
             history,
@@ -192,6 +202,7 @@ class Reviewer:
             external=self.external,
             loss_difference=self._loss_difference(policy, reference),
             signals=signals,
+            belief=belief,
             round_number=size.number,
             seed=self.seed,
         )
@@ -206,14 +217,24 @@ class Reviewer:
             flipped=choice.flipped,
             measured_in=measured_in,
             signals=signals,
+            right=None if belief is None else belief.right,
+            weight=None if belief is None else belief.weight,
         )
-        return table, choice, history, phase
+        return table, choice, history, belief, phase
+
+    def _belief(self, margin: np.ndarray, signals: dict[str, np.ndarray]) -> Belief | None:
+        """What pairs are judged by; None if it is the margin alone, and only ranks."""
+        selection = self.config.selection
+        if not selection.believes:
+            return None
+        sources = self.pairs.column(selection.sources) if selection.sources else None
+        return believe(selection, margin, signals, sources)
 
     def _signals(
         self, number: int, policy: PairLogps, reference: PairLogps, own: np.ndarray
     ) -> dict[str, np.ndarray]:
         """The signals that the config names, measured for round ``number`` with its margins."""
-        names = self.config.selection.signals
+        names = self.config.selection.measured
         if not names:
             return {}
         given = SignalInput(
@@ -228,6 +249,7 @@ class Reviewer:
             seed=self.seed,
             column=self.pairs.column,
             contrast=self.contrast,
+            external=self.external,
         )
         return measured(names, given)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sera_plugin.config.external import ExternalConfig
 from sera_plugin.config.parts import RULES
-from sera_plugin.config.selection import ExternalConfig
 from sera_plugin.data.ids import stream_key
 from sera_plugin.runtime.errors import RuleError, raised
 
@@ -24,8 +24,9 @@ class Evidence:
 
     Attributes:
         ids: example ids.
-        margin: ensembled implicit reward margin, nats, float64, shape (n,); NaN where the pair
-            was set aside or dropped; sign turned where the pair was flipped.
+        margin: ensembled implicit reward margin, nats, or what ``sera.selection.by`` has in its
+            place, float64, shape (n,); NaN where the pair was set aside or dropped; sign turned
+            where the pair was flipped.
         uncertainty: standard deviation of the margins over all reviews so far, shape (n,); zero
             at the first review.
         external: margin that the dataset itself carries, shape (n,), NaN where it has none; None

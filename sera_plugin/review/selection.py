@@ -12,6 +12,7 @@ import numpy as np
 from sera_plugin.config import SelectionConfig
 from sera_plugin.config.parts import RULES
 from sera_plugin.data.margins import rank, set_aside
+from sera_plugin.review.belief import Belief
 from sera_plugin.review.rules import Evidence, Rule, checked
 
 
@@ -87,6 +88,7 @@ def choose(
     external: np.ndarray | None = None,
     loss_difference: np.ndarray | None = None,
     signals: Mapping[str, np.ndarray] | None = None,
+    belief: Belief | None = None,
     round_number: int,
     seed: int,
 ) -> Choice:
@@ -100,6 +102,7 @@ def choose(
         external: margins that the dataset carries, shape (n,), or None.
         loss_difference: LossDiff, shape (n,), or None.
         signals: further scores by name, shape (n,).
+        belief: what pairs are judged by where it isn't the margin alone.
         round_number: the round that is composed.
         seed: the run's seed.
 
@@ -111,6 +114,9 @@ def choose(
     if settings.on_negative != "keep":
         negative = history.negative(settings.negative_reviews, settings.negative_deviations)
     flipped = negative if settings.on_negative == "flip" else np.zeros(len(ids), dtype=bool)
+    if belief is not None:
+        margin = np.where(np.isfinite(margin), belief.scores, np.nan)
+        flipped = flipped | belief.flipped
     margin[flipped] = -margin[flipped]
     if settings.on_negative == "drop":
         margin[negative] = np.nan

@@ -34,7 +34,9 @@ class SignalInput:
         column: the values of a column of the training pairs by its name, one per pair; raises
             ``KeyError`` for a name that is no column.
         contrast: how much more the reference prefers the chosen answer when asked for a good one,
-            shape (n,); None unless ``sera.selection.signals`` names it.
+            shape (n,); None unless the signal is measured.
+        external: by how much scores in the data prefer it, shape (n,), NaN where there are none;
+            None unless the signal is measured.
     """
 
     ids: tuple[str, ...]
@@ -48,6 +50,7 @@ class SignalInput:
     seed: int
     column: Callable[[str], Sequence[Any]]
     contrast: np.ndarray | None = None
+    external: np.ndarray | None = None
 
 
 Signal = Callable[[SignalInput], np.ndarray]
@@ -64,6 +67,12 @@ def contrast(given: SignalInput) -> np.ndarray:
     return given.contrast
 
 
+def external(given: SignalInput) -> np.ndarray:
+    """The margins that the data carries, in the columns of ``sera.selection.external``."""
+    assert given.external is not None, "a run with this signal reads the columns"
+    return given.external
+
+
 def length(given: SignalInput) -> np.ndarray:
     """Tokens of the chosen answer minus tokens of the rejected one."""
     longer: np.ndarray = given.chosen_tokens - given.rejected_tokens
@@ -71,7 +80,7 @@ def length(given: SignalInput) -> np.ndarray:
 
 
 def measured(names: Sequence[str], given: SignalInput) -> dict[str, np.ndarray]:
-    """The signals of ``sera.selection.signals`` by their short names, float64, shape (n,).
+    """The signals of a review by their short names, float64, shape (n,).
 
     Args:
         names: names of signals, or ``package.module:function``.

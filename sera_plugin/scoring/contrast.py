@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sera_plugin.config.contrast import ContrastConfig, ContrastPrompts
-from sera_plugin.config.selection import ExternalConfig
+from sera_plugin.config.external import ExternalConfig
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.runtime.shards import REFERENCE

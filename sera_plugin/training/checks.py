@@ -68,7 +68,7 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
     """
     _check_lossdiff(cfg, config)
     rule_of(config.selection)
-    for signal in config.selection.signals:
+    for signal in config.selection.measured:
         SIGNALS.load(signal)
     for asked in config.selection.asked:
         opposite_texts(asked)
@@ -88,6 +88,8 @@ def _check_terms(cfg: Any, config: SeraConfig) -> None:
         found = term_class(term.name)
         found.check(settings_of(term), config, cfg)
         key = "sera.refine" if term.settings is config.refine else f"sera.loss: {term.name}"
+        if term.name == "posterior" and config.selection.use == "weight":
+            key = "sera.selection.use: weight"
         _check_loss(cfg, f"{key}, which changes the loss of each pair", found.bases)
         if cfg.get("dpo_use_weighting"):
             raise SeraConfigError(
@@ -126,12 +128,18 @@ def _check_lossdiff(cfg: Any, config: SeraConfig) -> None:
 
 
 def check_scores(config: SeraConfig, names: list[str]) -> None:
-    """Check that the dataset has the scores that ``rule: external`` reads.
+    """Check that the dataset has the scores and the sources that a review reads.
 
     Raises:
         SeraConfigError: one sentence.
     """
-    if config.selection.rule != "external":
+    sources = config.selection.sources
+    if sources and sources not in names:
+        raise SeraConfigError(
+            f"sera.selection.sources: {sources} is no column of the training pairs, which have "
+            f"{', '.join(names)}; name the column that says who labelled a pair."
+        )
+    if not config.selection.reads_scores:
         return
     for key, column in missing_columns(config.selection.external, names):
         raise SeraConfigError(

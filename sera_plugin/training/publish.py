@@ -21,7 +21,7 @@ from sera_plugin.data.columns import (
 )
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import RoundRecord
-from sera_plugin.review.metrics import guard_text, table_text, warn_of_set_aside
+from sera_plugin.review.metrics import belief_text, guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
 from sera_plugin.runtime.logs import logger
 from sera_plugin.training.run import Run
@@ -109,6 +109,8 @@ def add_terms_to_card(run: Run, card: Path) -> None:
             file.write(f"\n## Loss\n\n{loss} with these terms, in this order:\n\n{table}\n")
 
 
+SOURCES_SHOWN = 10
+"""Sources of labels that the log names."""
 ROWS = 20
 """Pairs in a table."""
 COLUMNS = tuple(
@@ -149,9 +151,16 @@ def publish(
     """
     metrics, beta, tokenizer = summaries[-1], run.host.beta, run.host.tokenizer
     warn_of_set_aside(metrics)
-    summary = metrics | guard_text(review)
-    if "guard" in summary:
-        LOG.info("Round %d, guard: %s", number, summary["guard"])
+    summary = metrics | guard_text(review) | belief_text(review, run.config.selection)
+    for part in ("selection", "guard"):
+        if part in summary:
+            LOG.info("Round %d, %s: %s", number, part, summary[part])
+    if review.belief is not None and review.belief.sources:
+        shares = sorted(review.belief.sources.items(), key=lambda one: -one[1].value)[
+            :SOURCES_SHOWN
+        ]
+        said = "; ".join(f"{name} {share.text} of {share.pairs}" for name, share in shares)
+        LOG.info("Round %d, wrong labels by %s: %s", number, run.config.selection.sources, said)
     folder = run.store.write_round(
         number,
         record,

@@ -154,7 +154,7 @@ def with_contrast(run: Run) -> Run:
     Raises:
         SeraConfigError: if a prompt has no place in the pairs' prompts.
     """
-    if "contrast" not in run.config.selection.signals:
+    if "contrast" not in run.config.selection.measured:
         return run
     host = run.host
     contrast = Contrast(

@@ -45,10 +45,11 @@ LOG = logger(__name__)
 class PosteriorConfig(Block):
     """How much each label is believed."""
 
-    source: Literal["round", "on_the_fly"] = Field(
+    source: Literal["round", "on_the_fly", "review"] = Field(
         default="round",
         description="Who doubts a label: `round`, a signal of the review before the round; "
-        "`on_the_fly`, the policy at every step, as RE-PO does.",
+        "`on_the_fly`, the policy at every step, as RE-PO does; `review`, what "
+        "`sera.selection.use: weight` found, which brings this term itself.",
     )
     signal: str = Field(
         default="margin",
@@ -91,7 +92,13 @@ class Posterior(Term):
 
     @classmethod
     def check(cls, settings: PosteriorConfig, config: SeraConfig, cfg: Any) -> None:
-        if settings.source == "round":
+        if settings.source == "review":
+            if config.selection.use != "weight":
+                raise SeraConfigError(
+                    "sera.loss.posterior.source: review is what sera.selection.use: weight brings; "
+                    "write that key in place of the term."
+                )
+        elif settings.source == "round":
             check_signals("sera.loss.posterior.signal", [settings.signal], config)
         elif settings.use == "weight":
             raise SeraConfigError(
@@ -100,7 +107,7 @@ class Posterior(Term):
             )
 
     def state(self) -> Mapping[str, Any]:
-        if self.settings.source == "round":
+        if self.settings.source != "on_the_fly":
             return {}
         return {"reliability": self.reliability}
 
@@ -109,6 +116,9 @@ class Posterior(Term):
 
     def open_round(self, opening: Opening) -> None:
         if self.settings.source == "on_the_fly":
+            return
+        if self.settings.source == "review":
+            self._take_over(opening)
             return
         table, right = opening.table, np.full(len(self.parts.pairs), np.nan)
         if table is not None:
@@ -124,6 +134,15 @@ class Posterior(Term):
         counts = weights(np.array(list(found.values())))
         self._weights = dict(zip(found, counts.tolist(), strict=True))
         self._right = {key: 1.0 if np.isnan(value) else value for key, value in found.items()}
+
+    def _take_over(self, opening: Opening) -> None:
+        """The weights that the review found, 1 in the warm-up and of bootstrapped pairs."""
+        table = opening.table
+        unknown = np.full(len(self.parts.pairs), np.nan)
+        right = unknown if table is None or table.right is None else table.right
+        weight = unknown if table is None or table.weight is None else table.weight
+        self._right = by_row(opening.dataset, right, 1 - right, unknown=1.0)
+        self._weights = by_row(opening.dataset, weight, weight, unknown=1.0)
 
     def __call__(self, step: Step, prepared: Any) -> Step:
         if self.settings.source == "on_the_fly":

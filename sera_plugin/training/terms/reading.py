@@ -51,7 +51,7 @@ def check_signals(key: str, names: Sequence[str], config: SeraConfig) -> None:
         SeraConfigError: one sentence that begins with ``key``.
     """
     check_reviews(key, config)
-    measured = dict.fromkeys(["margin", *map(title_of, config.selection.signals)])
+    measured = dict.fromkeys(["margin", *map(title_of, config.selection.measured)])
     for name in names:
         if name not in measured:
             raise SeraConfigError(

@@ -1,0 +1,59 @@
+"""Whether a signal may change a round: it must agree with the labels, and find wrong ones. Pure.
+
+A gate takes the prior of ``review.calibration`` for granted. A signal that is much weaker than that
+on clean labels looks like a good one on wrong labels, and opens it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from sera_plugin.review.calibration import Calibration, ErrorShare
+
+QUANTILE = 1.645
+"""Standard errors below the mean at which a lower bound of 95% is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate found.
+
+    Attributes:
+        open: whether the signal may change the round.
+        why: a clause.
+        agreement: mean of p, how likely the signal takes each label to be right; ½ is chance.
+        agreement_low: its lower bound of 95%.
+        error: the share of wrong labels; None if the signal says nothing.
+    """
+
+    open: bool
+    why: str
+    agreement: float = float("nan")
+    agreement_low: float = float("nan")
+    error: ErrorShare | None = None
+
+
+def gate(scores: np.ndarray, calibration: Calibration | None) -> Verdict:
+    """Whether scores may change a round.
+
+    Args:
+        scores: a signal above 0 where it speaks for the label, shape (n,); NaN where it is silent.
+        calibration: their calibration, or None if they are all 0 or silent.
+    """
+    if calibration is None:
+        return Verdict(False, "it says nothing about any pair")
+    log_odds = calibration.log_odds(scores)
+    p = expit(log_odds[np.isfinite(log_odds)])
+    mean = float(p.mean())
+    low = mean - QUANTILE * float(p.std()) / float(np.sqrt(len(p)))
+    error = calibration.error_share(scores)
+    agrees = f"it gives the labels {100 * mean:.1f}% on average, {100 * low:.1f}% or more"
+    if not low > 0.5:
+        why = f"{agrees}, so it agrees with them no better than chance"
+        return Verdict(False, why, mean, low, error)
+    if error.low == 0:
+        return Verdict(False, f"{agrees}, and may find no wrong one", mean, low, error)
+    return Verdict(True, f"{agrees}, and it finds wrong ones", mean, low, error)
