@@ -103,11 +103,12 @@ class Arm:
 
 def _round_share(sera: Mapping[str, Any]) -> float:
     keep = sera["selection"]["keep"]
-    return float((keep[-1] if isinstance(keep, list) else keep) + sera["bootstrap"]["fraction"])
+    last = 1.0 if keep == "auto" else keep[-1] if isinstance(keep, list) else keep
+    return float(last + sera["bootstrap"]["fraction"])
 
 
 def sera_block(
-    keep: float | list[float] = KEEP,
+    keep: float | list[float] | str = KEEP,
     fraction: float = 0.3,
     selection: Mapping[str, Any] | None = None,
     bootstrap: Mapping[str, Any] | None = None,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from benchmarks.evidence.arm import ASKS_FOR_QUALITY, KEEP, SHIPPED, Arm, sera_block
 from benchmarks.evidence.terms import REVIEWED
-from sera_plugin.review.rules import Evidence
 
 CONTRAST = {
     "prompts": [{"positive": "good\n", "placement": "system"}],
@@ -17,28 +14,25 @@ CONTRAST = {
 """Log-probs with `good` in the place of the quality word minus those with `any`, as sums."""
 
 
-def by_contrast(evidence: Evidence) -> np.ndarray:
-    """A rule: the largest contrasts, whatever the policy's margins are."""
-    return np.where(np.isnan(evidence.margin), np.nan, evidence.signals["contrast"])
-
-
 def robust(smoothing: float) -> dict[str, Any]:
     """Keys of the host's robust loss."""
     return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": smoothing}
 
 
-def _contrast(keep: Any, note: str, **other: Any) -> Arm:
-    selection = {"signals": ["contrast"], "contrast": CONTRAST, **other.pop("selection", {})}
+def _contrast(keep: Any, note: str, *, wide: bool = False, **keys: Any) -> Arm:
+    selection = {"by": "contrast", "source": "training", "contrast": CONTRAST, **keys}
     return Arm(
-        sera_block(keep=keep, fraction=0.0, selection=selection, **other),
+        sera_block(keep=keep, fraction=0.0, warmup_rounds=0, selection=selection),
         note=note,
         more=ASKS_FOR_QUALITY,
         fresh=True,
         near="dpo",
+        wide=wide,
     )
 
 
-BY_JUDGE = {"rule": "external", "external": {"mode": "only"}}
+AFTER_ONE = {"signals": ["contrast"], "contrast": CONTRAST}
+BY_JUDGE = {"by": "external", "use": "drop", "source": "training"}
 ARMS: dict[str, Arm] = {
     "dpo-new": Arm(note="DPO on all pairs", wide=True, fresh=True),
     "rdpo-0.3": Arm(more=robust(0.3)),
@@ -49,18 +43,24 @@ ARMS: dict[str, Arm] = {
         sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
     ),
     "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
-    "contrast-weight": _contrast(
-        REVIEWED,
-        "calibrated weights by the contrast, from the second round on",
-        loss=[{"posterior": {"signal": "contrast", "use": "weight"}}],
+    "contrast": _contrast(
+        "auto", "`preset: contrast`: weights by the contrast, gate", wide=True, use="weight"
     ),
-    "contrast-drop": _contrast(
-        KEEP,
-        "70% kept by the contrast, from the second round on",
-        selection={"rule": "benchmarks.evidence.signals:by_contrast"},
+    "contrast-weight": Arm(
+        sera_block(
+            keep=REVIEWED,
+            fraction=0.0,
+            selection=AFTER_ONE,
+            loss=[{"posterior": {"signal": "contrast", "use": "weight"}}],
+        ),
+        note="weights by the contrast from the second round on, without a gate",
+        more=ASKS_FOR_QUALITY,
+        fresh=True,
+        near="dpo",
     ),
+    "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
     "judge-drop": Arm(
-        sera_block(fraction=0.0, selection=BY_JUDGE),
+        sera_block(fraction=0.0, warmup_rounds=0, selection=BY_JUDGE),
         note="70% kept by the scores of a judge with 20% errors",
         scored=True,
         fresh=True,

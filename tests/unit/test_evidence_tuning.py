@@ -25,12 +25,11 @@ from benchmarks.evidence.runs import (
     tuned,
     tuning_runs,
 )
-from benchmarks.evidence.signals import by_contrast
+from benchmarks.evidence.signals import CONTRAST
 from benchmarks.evidence.statistics import Interval, holm
 from benchmarks.evidence.summary import ArmRuns
 from benchmarks.evidence.world import World
 from sera_plugin.config import parse_block
-from sera_plugin.review.rules import Evidence
 
 SETTINGS = Settings()
 
@@ -127,20 +126,15 @@ def test_errors_with_a_pattern_spare_clear_pairs(noise: float) -> None:
     assert chance[0] == 0.5
 
 
-def test_the_rule_by_contrast_ranks_by_the_signal_alone() -> None:
-    nan = float("nan")
-    given = Evidence(
-        ids=("a", "b", "c"),
-        margin=np.array([9.0, nan, -9.0]),
-        uncertainty=np.zeros(3),
-        external=None,
-        loss_difference=None,
-        keep=1,
-        round_number=2,
-        seed=0,
-        signals={"contrast": np.array([-1.0, 5.0, 2.0])},
+def test_the_arm_contrast_is_the_preset() -> None:
+    bootstrap = {"max_new_tokens": 31}
+    preset = parse_block(
+        {"preset": "contrast", "selection": {"contrast": CONTRAST}, "bootstrap": bootstrap}
     )
-    assert by_contrast(given) == pytest.approx(np.array([-1.0, nan, 2.0]), nan_ok=True)
+    arm = parse_block(dict(ARMS["contrast"].sera or {}))
+    assert preset is not None and arm is not None
+    same = {"preset": "contrast", "bootstrap": preset.bootstrap}
+    assert arm.model_copy(update=same) == preset
 
 
 def test_holm_by_hand() -> None:
