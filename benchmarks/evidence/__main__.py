@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
+from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.plan import (
     DPO,
-    FRESH_SEEDS,
     IPO,
     MORE,
     MOST_SEEDS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.evidence.arm import NEW_SEEDS
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.terms import TERMS
 
@@ -34,7 +33,6 @@ VARIANTS = (
 FILLS = ("fill-kept", "fill-both", "fill-next")
 REFINED = ("sr-dpo-zero", "sr-dpo-plain", "sr-dpo-none", "sr-dpo-select", "sr-ipo-select")
 FRESH = tuple(name for name, arm in ARMS.items() if arm.fresh)
-FRESH_SEEDS = range(NEW_SEEDS, NEW_SEEDS + 6)
 
 Plan = tuple[tuple[str, tuple[str, ...]], ...]
 

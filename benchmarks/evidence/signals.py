@@ -19,7 +19,7 @@ def robust(smoothing: float) -> dict[str, Any]:
     return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": smoothing}
 
 
-def _contrast(keep: Any, note: str, *, wide: bool = False, **keys: Any) -> Arm:
+def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
     selection = {"by": "contrast", "source": "training", "contrast": CONTRAST, **keys}
     return Arm(
         sera_block(keep=keep, fraction=0.0, warmup_rounds=0, selection=selection),
@@ -27,7 +27,7 @@ def _contrast(keep: Any, note: str, *, wide: bool = False, **keys: Any) -> Arm:
         more=ASKS_FOR_QUALITY,
         fresh=True,
         near="dpo",
-        wide=wide,
+        tuned_as=tuned_as,
     )
 
 
@@ -44,7 +44,10 @@ ARMS: dict[str, Arm] = {
     ),
     "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
     "contrast": _contrast(
-        "auto", "`preset: contrast`: weights by the contrast, gate", wide=True, use="weight"
+        "auto",
+        "`preset: contrast`: weights by the contrast from the first round on, gate",
+        tuned_as="contrast-weight",
+        use="weight",
     ),
     "contrast-weight": Arm(
         sera_block(
