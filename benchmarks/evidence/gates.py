@@ -1,4 +1,4 @@
-"""``python -m benchmarks.evidence.gates``: what the gate of ``preset: contrast`` does, without training.
+"""``python -m benchmarks.evidence.gates``: what `preset: contrast` would do, without training.
 
 Forward passes of the SFT model alone: the contrast of `good` with `any` on a regime's pairs, its
 calibration, and the package's own gate. Stored like the runs, in ``results/gates.jsonl``.
@@ -85,7 +85,7 @@ def verdict(regime: str, seed: int, settings: Settings, work: Path) -> dict[str,
         "open": found.open,
         "why": found.why,
         "auc": auc(-scores, wrong),
-        "error": found.error.share if found.error else None,
+        "error": found.error.value if found.error else None,
         "error_low": found.error.low if found.error else None,
         "error_high": found.error.high if found.error else None,
         "wrong": float(wrong.mean()),

@@ -49,6 +49,7 @@ def write(
     if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
     parts.extend(sections.signals(summary))
+    parts.extend(sections.gates(summary))
     parts.extend(sections.terms(summary))
     parts.append("## What was to be reached\n\n" + _bars(summary))
     parts.extend(_side_by_side(summary))

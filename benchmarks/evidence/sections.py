@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.evidence.arm import NEW_SEEDS
+from benchmarks.evidence.arm import FRESH_SEEDS, NEW_SEEDS
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.comparisons import HEAD, Row, compared
+from benchmarks.evidence.gates import key as gate_key
 from benchmarks.evidence.plan import FRESH, JUDGES, RULES
 from benchmarks.evidence.regimes import REGIMES, TUNED_IN
 from benchmarks.evidence.runs import tuned
@@ -55,6 +56,15 @@ OF_SIGNALS = (
     "`sera-new` had the grid of five; the others had the three best points of DPO's grid, and "
     "`rdpo` its ε as a fourth run. All tuning is in one world, which is not reported. In brackets "
     "the seeds; bold and p as above, over the rows of this table."
+)
+
+OF_GATES = (
+    "From forward passes of the SFT model alone, on the pairs of new worlds: in how many of them "
+    "the gate of `preset: contrast` opens, how well the contrast tells flipped labels from right "
+    "ones (AUC, 0.5 is chance), the share of wrong labels that it estimates (ε), the true one, and "
+    "the share of right labels by weight, with all weights 1 where the gate is closed. Means over "
+    "worlds with 95% intervals. Where it is closed the run is DPO with the same learning rate and "
+    "β. `python -m benchmarks.evidence.gates` repeats it."
 )
 
 
@@ -112,6 +122,34 @@ def signals(summary: Summary) -> list[str]:
         "chance), the estimated share of wrong labels ε with its 95% interval over seeds, and the "
         "share of right labels by weight:\n\n" + _known(summary, regimes),
     ]
+
+
+def gates(summary: Summary) -> list[str]:
+    """What the gate of the preset said in new worlds, from forward passes alone."""
+    rows = []
+    for regime in REGIMES:
+        found = [
+            record
+            for seed in FRESH_SEEDS
+            if (record := summary.results.found.get(gate_key(regime, seed, summary.settings)))
+        ]
+        if not found:
+            continue
+        aucs = [one["auc"] for one in found if one["auc"] is not None]
+        rows.append(
+            (
+                regime,
+                f"{sum(one['open'] for one in found)} of {len(found)}",
+                str(Interval.of(aucs)).replace("+", "") if aucs else "-",
+                str(Interval.of([one["error"] for one in found])).replace("+", ""),
+                f"{np.mean([one['wrong'] for one in found]):.2f}",
+                f"{np.mean([one['weighted_right'] for one in found]):.2f}",
+            )
+        )
+    if not rows:
+        return []
+    head = ("regime", "gate open", "AUC", "ε", "wrong labels", "right labels by weight")
+    return [f"## What the gate does\n\n{OF_GATES}\n\n{table(head, rows)}"]
 
 
 def _picked(summary: Summary, arms: tuple[str, ...], regimes: list[str]) -> str:
