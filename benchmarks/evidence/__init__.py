@@ -20,6 +20,7 @@ module          contents
 ``summary``     numbers per regime and arm
 ``bars``        what was to be reached
 ``comparisons`` pooled rows over regimes
+``goals``       what the contrast was to reach
 ``gates``       what the gate of ``preset: contrast`` does, without training
 ``sections``    parts of the page over several regimes
 ``report``      tables and plots: ``docs/evidence.md``
