@@ -16,7 +16,7 @@ HEAD = ("arm", "regime", "wanted", "found", "difference", "what was to be exceed
 
 def goals(summary: Summary, arms: tuple[str, ...]) -> list[tuple[str, ...]]:
     """A row per arm and goal, where there are two seeds of both."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for arm in arms:
         for regime, share in GOALS:
             mine, base = summary.arms.get((regime, arm)), summary.arms.get((regime, "dpo-new"))

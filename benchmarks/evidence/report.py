@@ -113,13 +113,14 @@ def _filling(summary: Summary) -> list[str]:
 
 def _cost(summary: Summary) -> str:
     """How long ``make evidence`` computes, from the stored runs of its plan."""
+    stored = summary.settings, summary.results
     keys = {
         run.key(summary.settings)
         for regime, arms in PLAN
         for arm in arms
         for run in (
-            *tuning_runs(regime, ARMS[arm].tuned_as or arm),
-            *report_runs(regime, arm, range(SEEDS), summary.settings, summary.results),
+            *tuning_runs(regime, ARMS[arm].tuned_as or arm, *stored),
+            *report_runs(regime, arm, range(SEEDS), *stored),
         )
     }
     found = [summary.results.found[key] for key in keys & summary.results.found.keys()]
@@ -220,7 +221,7 @@ def _judged(arms: dict[str, ArmRuns], summary: Summary) -> str:
     rows = []
     for name, arm in arms.items():
         base = arms["ipo"] if ARMS[name].loss == "ipo" and "ipo" in arms else arms["dpo"]
-        rate, beta = tuned(arm.regime, name, summary.settings, summary.results) or (0, 0)
+        _, rate, beta = tuned(arm.regime, name, summary.settings, summary.results) or ("", 0, 0)
         plain = name in ("dpo", "oracle")
         rows.append(
             (

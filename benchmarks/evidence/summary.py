@@ -161,8 +161,12 @@ class Summary:
         return [regime for regime, arm in self.arms if arm == "dpo"]
 
     def of(self, regime: str) -> dict[str, ArmRuns]:
-        """Arms of a regime in the order of ``ARMS``."""
-        return {arm: self.arms[regime, arm] for arm in ARMS if (regime, arm) in self.arms}
+        """Arms of a regime on the first seeds, in the order of ``ARMS``."""
+        return {
+            name: self.arms[regime, name]
+            for name, arm in ARMS.items()
+            if (regime, name) in self.arms and not arm.fresh
+        }
 
 
 def pooled(pairs: Sequence[tuple[ArmRuns, ArmRuns]]) -> Interval:
