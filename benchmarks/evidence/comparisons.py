@@ -11,6 +11,8 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.statistics import Interval, holm
 from benchmarks.evidence.summary import ArmRuns, Summary, pooled
 
+FEWEST = 3
+"""Seeds below which a comparison is not shown."""
 BELOW = 0.05
 """Adjusted p below which a pooled difference is called one."""
 
@@ -31,13 +33,13 @@ class Row:
 
     @classmethod
     def of(cls, summary: Summary, arm: str, base: str, regimes: Sequence[str]) -> Row | None:
-        """The row, or None if no regime has two seeds of both arms."""
+        """The row, or None if no regime has FEWEST seeds of both arms."""
         found = [
             (summary.arms[r, arm], summary.arms[r, base])
             for r in regimes
             if (r, arm) in summary.arms and (r, base) in summary.arms
         ]
-        pairs = tuple(pair for pair in found if len(pair[0].shared(pair[1])) > 1)
+        pairs = tuple(pair for pair in found if len(pair[0].shared(pair[1])) >= FEWEST)
         return cls(arm, base, pairs) if pairs else None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchmarks.evidence.comparisons import FEWEST
 from benchmarks.evidence.statistics import Interval
 from benchmarks.evidence.summary import ArmRuns, Summary
 
@@ -15,12 +16,12 @@ HEAD = ("arm", "regime", "wanted", "found", "difference", "what was to be exceed
 
 
 def goals(summary: Summary, arms: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """A row per arm and goal, where there are two seeds of both."""
+    """A row per arm and goal, where there are FEWEST seeds of both."""
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         for regime, share in GOALS:
             mine, base = summary.arms.get((regime, arm)), summary.arms.get((regime, "dpo-new"))
-            if mine is None or base is None or len(mine.shared(base)) < 2:
+            if mine is None or base is None or len(mine.shared(base)) < FEWEST:
                 continue
             floor = share * float(np.mean([base.gains[s] for s in mine.shared(base)]))
             wanted = f"above DPO by {share:.0%} of its gain"
@@ -58,7 +59,7 @@ def _half(summary: Summary, arm: str) -> tuple[str, ...] | None:
         return None
     mine, base, oracle = (one.gains for one in found)
     seeds = [s for s in mine if s in base and s in oracle]
-    if len(seeds) < 2:
+    if len(seeds) < FEWEST:
         return None
     over = Interval.of([mine[s] - base[s] - HALF * (oracle[s] - base[s]) for s in seeds])
     gap = Interval.of([mine[s] - base[s] for s in seeds])

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.evidence import goals
 from benchmarks.evidence.arm import FRESH_SEEDS, NEW_SEEDS
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.comparisons import HEAD, Row, compared
+from benchmarks.evidence.comparisons import FEWEST, HEAD, Row, compared
 from benchmarks.evidence.gates import key as gate_key
 from benchmarks.evidence.plan import FRESH, JUDGES, RULES
 from benchmarks.evidence.regimes import REGIMES, TUNED_IN
@@ -48,15 +48,15 @@ OF_TERMS = (
     "Each term on all pairs, against plain training with the same loss (`explore` against `sera`), "
     "on worlds of the first seeds. Of DPO's or IPO's grid every term had the three best points, "
     "and then its own settings at the best of these: four to six tuning runs, where DPO and IPO "
-    "had five. All tuning is in one world, which is not reported. In brackets the seeds; bold and "
-    "p as above, over the rows of this table."
+    "had five. All tuning is in one world, which is not reported. In brackets the seeds, three or "
+    "more; bold and p as above, over the rows of this table."
 )
 OF_SIGNALS = (
     f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
     "most thorough tuning, a grid of five and the neighbours of its best point; `select-new` and "
     "`sera-new` had the grid of five; the others had the three best points of DPO's grid, and "
     "`rdpo` its ε as a fourth run. All tuning is in one world, which is not reported. In brackets "
-    "the seeds; bold and p as above, over the rows of this table."
+    "the seeds, three or more; bold and p as above, over the rows of this table."
 )
 
 OF_GATES = (
@@ -124,7 +124,8 @@ def signals(summary: Summary) -> list[str]:
         f"## A signal from outside the policy\n\n{OF_SIGNALS}\n\n" + table((*HEAD, *regimes), rows),
         f"{OF_GOALS}\n\n"
         + table(goals.HEAD, goals.goals(summary, ("contrast", "contrast-weight"))),
-        "Of the difference to `dpo-new`: the share of the way to `oracle-new`; and the share of "
+        "Of the difference to `dpo-new`, from as many seeds: the share of the way to "
+        "`oracle-new`; and the share of "
         "DPO's own gain.\n\n" + _ways(summary, arms, regimes),
         "What tuning picked:\n\n" + _picked(summary, FRESH, regimes),
     ]
@@ -179,7 +180,7 @@ def _ways(summary: Summary, arms: list[str], regimes: list[str]) -> str:
         for regime in regimes:
             base, mine = summary.arms[regime, "dpo-new"], summary.arms.get((regime, arm))
             oracle = summary.arms.get((regime, "oracle-new"))
-            if mine is None or not mine.shared(base):
+            if mine is None or len(mine.shared(base)) < FEWEST:
                 cells.append("-")
                 continue
             seeds = mine.shared(base)
@@ -190,5 +191,6 @@ def _ways(summary: Summary, arms: list[str], regimes: list[str]) -> str:
             part = sum(mine.gains[s] - base.gains[s] for s in both)
             far = f"{part / way:.0%}" if way > 0 and not regime.endswith("0.0") else "-"
             cells.append(f"{far}; {own:+.0%}")
-        rows.append((f"`{arm}`", *cells))
+        if set(cells) != {"-"}:
+            rows.append((f"`{arm}`", *cells))
     return table(("arm", *regimes), rows)

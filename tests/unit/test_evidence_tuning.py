@@ -132,7 +132,8 @@ def test_the_arm_contrast_is_the_preset() -> None:
         {"preset": "contrast", "selection": {"contrast": CONTRAST}, "bootstrap": bootstrap}
     )
     arm = parse_block(dict(ARMS["contrast"].sera or {}))
-    assert preset is not None and arm is not None
+    assert preset is not None
+    assert arm is not None
     same = {"preset": "contrast", "bootstrap": preset.bootstrap}
     assert arm.model_copy(update=same) == preset
 
@@ -165,20 +166,20 @@ def runs(regime: str, arm: str, golds: dict[int, float]) -> ArmRuns:
 
 def test_a_pooled_row_takes_each_seeds_mean_over_regimes() -> None:
     arms = {
-        ("on-0.4", "dpo"): runs("on-0.4", "dpo", {0: 1.0, 1: 1.0, 2: 1.0}),
-        ("on-0.4", "select"): runs("on-0.4", "select", {0: 2.0, 1: 1.0, 2: 9.0}),
-        ("on-0.2", "dpo"): runs("on-0.2", "dpo", {0: 3.0, 1: 3.0}),
-        ("on-0.2", "select"): runs("on-0.2", "select", {0: 3.0, 1: 4.0}),
+        ("on-0.4", "dpo"): runs("on-0.4", "dpo", {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}),
+        ("on-0.4", "select"): runs("on-0.4", "select", {0: 2.0, 1: 1.0, 2: 1.5, 3: 9.0}),
+        ("on-0.2", "dpo"): runs("on-0.2", "dpo", {0: 3.0, 1: 3.0, 2: 3.0}),
+        ("on-0.2", "select"): runs("on-0.2", "select", {0: 3.0, 1: 4.0, 2: 3.5}),
     }
     summary = SimpleNamespace(arms=arms)
     row = Row.of(summary, "select", "dpo", ["on-0.4", "on-0.2"])  # type: ignore[arg-type]
     assert row is not None
-    # Seed 2 is not in both regimes.
-    assert (row.difference.mean, row.difference.seeds) == (0.5, 2)
+    # Seed 3 is not in both regimes; with seeds 0 and 1 alone there would be no row.
+    assert (row.difference.mean, row.difference.seeds) == (0.5, 3)
     assert row.share == pytest.approx(0.5 / 2.0)
     (cells,) = compared(summary, [("select", "dpo")], ["on-0.4", "on-0.2"])  # type: ignore[arg-type]
-    assert cells[3] == "2 × 2"
-    assert cells[-1].endswith("(2)")
+    assert cells[3] == "3 × 2"
+    assert cells[-1].endswith("(3)")
 
 
 def test_arms_on_new_seeds_have_a_plan_of_their_own() -> None:
