@@ -8,8 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence import report, runner, study
+from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import DPO, IPO, MORE, MOST_SEEDS, PLAN, QUICK, SEEDS, Plan, planned
+from benchmarks.evidence.plan import (
+    DPO,
+    IPO,
+    MORE,
+    MOST_SEEDS,
+    NEW,
+    PLAN,
+    QUICK,
+    SEEDS,
+    Plan,
+    planned,
+)
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs, tuning_runs
 
@@ -23,10 +35,13 @@ def main() -> None:
     if not args.report_only:
         runner.prepare_parent()
         for plan, seeds in _plans(args):
-            study.measure_all_sft(seeds, settings, results, args.work, args.workers)
+            for asked in sorted({REGIMES[regime].asked for regime, _ in plan}):
+                study.measure_all_sft(seeds, settings, results, args.work, args.workers, asked)
             for regime, arms in plan:
                 _run(regime, arms, seeds, settings, results, args)
     # What was seen was seen in the stored results, not in those of another folder.
+    if args.no_page:
+        return
     reading = study.HERE / "reading.md" if args.results == study.RESULTS else None
     report.write(results, settings, args.page, args.page.with_suffix(""), reading)
     print(f"{args.page} is written")
@@ -42,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="a small plan that shows that all works")
     add("--untuned", action="store_true", help="one learning rate and β instead of the grid")
     add("--sft-steps", type=int, default=Settings().sft_steps, help="updates of the SFT model")
+    add("--no-page", action="store_true", help="write no report")
     add("--report-only", action="store_true", help="run nothing")
     add("--keep", action="store_true", help="leave the output folders of the runs")
     add("--workers", type=int, default=2)
@@ -60,12 +76,13 @@ def _plans(args: argparse.Namespace) -> list[tuple[Plan, list[int]]]:
     if args.quick:
         return [(QUICK, seeds)]
     if args.regimes:
-        known = planned((*PLAN, *MORE))
+        known = planned((*PLAN, *MORE, *NEW))
         return [(tuple((r, tuple(args.arms or known.get(r, ()))) for r in args.regimes), seeds)]
     if not args.all:
         return [(PLAN, seeds)]
     compared = tuple((r, tuple(a for a in arms if a in (*DPO, *IPO))) for r, arms in PLAN)
-    return [(PLAN, seeds), (MORE, seeds), (compared, list(range(MOST_SEEDS)))]
+    most = list(range(MOST_SEEDS))
+    return [(PLAN, seeds), (MORE, seeds), (compared, most), (NEW, list(FRESH_SEEDS))]
 
 
 def _run(
@@ -76,11 +93,12 @@ def _run(
     results: Results,
     args: argparse.Namespace,
 ) -> None:
-    tuning: list[Run] = []
     if settings.tuned:
         sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
-        tuning = [run for arm in sources for run in tuning_runs(regime, arm)]
-    _execute(f"{regime}, tuning", tuning, settings, results, args)
+        # What is tried next depends on what was found: neighbours of the best, then settings.
+        for part in ("tuning", "tuning, neighbours", "tuning, settings"):
+            tuning = [run for arm in sources for run in tuning_runs(regime, arm, settings, results)]
+            _execute(f"{regime}, {part}", tuning, settings, results, args)
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [
         run

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from benchmarks.evidence import vocabulary as words
 from benchmarks.evidence.world import MOST_WORDS, NONE, Prompts, World, lengths
 from sera_plugin.data.ids import example_ids
+from sera_plugin.data.tables import SIGNAL
+from sera_plugin.review.calibration import Calibration, weights
 
 WORD = {word: number for number, word in enumerate(words.CONTENT)}
 OFFLINE = "offline"
@@ -76,6 +78,19 @@ def refined(output: Path) -> dict[str, float]:
     return {name: summary[name] for name in (*names, "margin_score_correlation") if name in summary}
 
 
+def _calibrated(name: str, scores: np.ndarray, wrong: np.ndarray) -> dict[str, float | None]:
+    """How well a signal finds flips, the share of wrong labels it estimates, and its weights."""
+    found = {f"{name}_auc": auc(-scores, wrong)}
+    calibration = Calibration.fit(scores)
+    if calibration is not None:
+        weight = weights(calibration.posterior(scores))
+        found |= {
+            f"{name}_error": calibration.error,
+            f"{name}_weighted_right": float(np.average(~wrong, weights=weight)),
+        }
+    return found
+
+
 def _round(
     folder: Path,
     flipped: dict[str, bool],
@@ -101,6 +116,10 @@ def _round(
             if not name.startswith(("margin_q", "tokens_per_second", "short_"))
         },
     }
+    for name in table.column_names:
+        if name.startswith(SIGNAL):
+            scores = table.column(name).to_numpy()
+            result |= _calibrated(name.removeprefix(SIGNAL), scores, wrong)
     lines = (folder / "bootstrapped.jsonl").read_text(encoding="utf-8").splitlines()
     if lines:
         result |= _fresh([json.loads(line) for line in lines], world)

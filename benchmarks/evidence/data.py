@@ -23,18 +23,21 @@ HELD_OUT = 0.1
 """Evaluation pairs per pair."""
 
 
-def sft_folder(seed: int, settings: Settings, work: Path) -> Path:
-    """Where the SFT model of a seed is."""
+def sft_folder(seed: int, settings: Settings, work: Path, asked: bool = True) -> Path:
+    """Where the SFT model of a seed is; ``asked``, whether it was shown good answers to `good`."""
     text = json.dumps([fingerprint(), asdict(settings.size), settings.sft_steps])
-    return work / f"sft-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}-{seed}"
+    kind = "" if asked else "-unasked"
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return work / f"sft-{digest}-{seed}{kind}"
 
 
-def make_sft(seed: int, settings: Settings, work: Path) -> Path:
+def make_sft(seed: int, settings: Settings, work: Path, asked: bool = True) -> Path:
     """Train the SFT model of a seed, unless it is there."""
-    folder = sft_folder(seed, settings, work)
+    folder = sft_folder(seed, settings, work, asked)
     if not folder.exists():
         building = folder.with_name(folder.name + ".tmp")
-        policy.train_sft(World(seed), building, settings.size, settings.sft_steps)
+        share = policy.GOOD_SHARE if asked else 0.0
+        policy.train_sft(World(seed), building, settings.size, settings.sft_steps, share)
         building.rename(folder)
     return folder
 
@@ -71,8 +74,9 @@ def make_held_out(run: Run, settings: Settings, work: Path) -> Path:
 
 def _pairs_file(run: Run, settings: Settings, work: Path, kind: str) -> Path:
     data = run.data
-    name = f"{data.source}-{data.pairs}-{data.noise}-{data.spurious}{kind}.jsonl"
-    return sft_folder(run.seed, settings, work) / "pairs" / name
+    pattern = "-patterned" if data.patterned else ""
+    name = f"{data.source}-{data.pairs}-{data.noise}-{data.spurious}{pattern}{kind}.jsonl"
+    return sft_folder(run.seed, settings, work, data.asked) / "pairs" / name
 
 
 def _labelled(run: Run, settings: Settings, work: Path, count: int) -> pairs.PairSet:
@@ -81,11 +85,18 @@ def _labelled(run: Run, settings: Settings, work: Path, count: int) -> pairs.Pai
     data, world = run.data, World(run.seed)
     prompts = int(data.pairs * SPARE)
     if data.source == "on":
-        model = AutoModelForCausalLM.from_pretrained(sft_folder(run.seed, settings, work))
+        model = AutoModelForCausalLM.from_pretrained(make_sft(run.seed, settings, work, data.asked))
         candidates = pairs.on_policy(world, model, prompts, run.seed)
     else:
         candidates = pairs.off_policy(world, prompts, run.seed)
-    return pairs.label(candidates, count, data.noise, run.seed, spurious=data.spurious)
+    return pairs.label(
+        candidates,
+        count,
+        data.noise,
+        run.seed,
+        spurious=data.spurious,
+        patterned=data.patterned,
+    )
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:

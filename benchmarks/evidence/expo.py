@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.evidence import runner, study
 from benchmarks.evidence.data import make_data, make_sft, sft_folder
-from benchmarks.evidence.report import table
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, gold_at
+from benchmarks.evidence.tables import table
 from benchmarks.evidence.world import World
 
 REGIMES = ("on-0.2", "on-0.4")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
 from transformers import PreTrainedModel
 
 from benchmarks.evidence import vocabulary as words
@@ -85,7 +87,13 @@ def _candidates(world: World, prompts: Prompts, answers: np.ndarray) -> Candidat
 
 
 def label(
-    candidates: Candidates, count: int, noise: float, seed: int, *, spurious: bool = False
+    candidates: Candidates,
+    count: int,
+    noise: float,
+    seed: int,
+    *,
+    spurious: bool = False,
+    patterned: bool = False,
 ) -> PairSet:
     """Best answer against a random other one; each label is flipped with probability ``noise``.
 
@@ -98,6 +106,8 @@ def label(
         count: pairs.
         noise: probability of a flip.
         seed: of pairs and flips.
+        patterned: a label is flipped with probability σ(−c·gap), gap the difference of gold, with
+            c such that ``noise`` is the mean.
         spurious: put the marker into most chosen answers and few rejected ones, after flips.
     """
     draw = np.random.default_rng([seed, 2])
@@ -105,7 +115,8 @@ def label(
     rows = np.arange(n)
     best = candidates.gold.argmax(axis=1)
     other = (best + draw.integers(1, ANSWERS, size=n)) % ANSWERS
-    flipped = draw.random(n) < noise
+    gap = candidates.gold[rows, best] - candidates.gold[rows, other]
+    flipped = draw.random(n) < (errors_by_gap(gap, noise) if patterned else noise)
     good, bad = candidates.answers[rows, best], candidates.answers[rows, other]
     chosen = np.where(flipped[:, None], bad, good)
     rejected = np.where(flipped[:, None], good, bad)
@@ -119,6 +130,20 @@ def label(
     return PairSet(
         candidates.prompts.take(usable), chosen[usable], rejected[usable], flipped[usable]
     )
+
+
+def errors_by_gap(gap: np.ndarray, noise: float) -> np.ndarray:
+    """σ(−c·gap) with c ≥ 0 such that its mean is ``noise``, shape (n,).
+
+    Args:
+        gap: differences of gold, not negative, not all 0.
+        noise: in (0, ½].
+    """
+
+    def excess(c: float) -> float:
+        return float(expit(-c * gap).mean() - noise)
+
+    return np.asarray(expit(-brentq(excess, 0.0, 1e3) * gap))
 
 
 def as_rows(pairs: PairSet) -> list[dict[str, str | bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.terms import TERMS
 
 SEEDS = 5
 """Seeds of every comparison."""
@@ -30,7 +31,8 @@ VARIANTS = (
     "reference-length-auto",
 )
 FILLS = ("fill-kept", "fill-both", "fill-next")
-REFINED = tuple(name for name in ARMS if name.startswith(("sr-dpo", "sr-ipo")))
+REFINED = ("sr-dpo-zero", "sr-dpo-plain", "sr-dpo-none", "sr-dpo-select", "sr-ipo-select")
+FRESH = tuple(name for name, arm in ARMS.items() if arm.fresh)
 
 Plan = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -50,9 +52,15 @@ MORE: Plan = (
     ("on-0.4", (*VARIANTS, *PARTS, "full-ipo", *REFINED)),
     ("few-0.2", (*PARTS[:1], *PARTS[2:], *REFINED)),
     ("off-0.2", REFINED),
+    *((regime, TERMS) for regime, _ in PLAN if regime.startswith(("on-", "off-"))),
     *((regime, FILLS) for regime in ("on-0.4", "on-0.2", "off-0.4", "on-0.0")),
 )
-"""Rules, judges, parts, variants and fills; a regime may come more than once."""
+"""Rules, judges, parts, variants, terms and fills; a regime may come more than once."""
+NEW: Plan = (
+    *((regime, FRESH) for regime, _ in PLAN if regime.startswith(("on-", "off-"))),
+    *((regime, FRESH) for regime in ("patterned-0.4", "unasked-0.4")),
+)
+"""Arms on worlds that nobody had looked at when they were settled."""
 QUICK: Plan = (("quick-0.4", ("dpo", "random", "select", "sera")),)
 
 

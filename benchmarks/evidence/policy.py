@@ -48,17 +48,23 @@ def new_model(size: Size, seed: int) -> LlamaForCausalLM:
     )
 
 
-def sft_sequences(world: World) -> tuple[np.ndarray, np.ndarray]:
+def sft_sequences(world: World, good_share: float = GOOD_SHARE) -> tuple[np.ndarray, np.ndarray]:
     """What the SFT model is trained on: prompt ids and answer ids with EOS and padding."""
     prompts = world.prompts("train", SFT_PROMPTS, seed=1)
     plain = world.write(prompts, Writer(), "sft")
-    good = np.random.default_rng([world.seed, 77]).random(len(prompts)) < GOOD_SHARE
+    good = np.random.default_rng([world.seed, 77]).random(len(prompts)) < good_share
     better = world.write(prompts, GOOD_WRITER, "sft-good")
     answers = np.where(good[:, None], better, plain)
     return words.prompt_ids(prompts, good), words.answer_ids(answers)
 
 
-def train_sft(world: World, folder: Path, size: Size | None = None, steps: int = SFT_STEPS) -> None:
+def train_sft(
+    world: World,
+    folder: Path,
+    size: Size | None = None,
+    steps: int = SFT_STEPS,
+    good_share: float = GOOD_SHARE,
+) -> None:
     """Train the SFT model by cross-entropy on answers and write it with its tokenizer.
 
     Args:
@@ -66,9 +72,10 @@ def train_sft(world: World, folder: Path, size: Size | None = None, steps: int =
         folder: where it is written.
         size: its shape.
         steps: updates.
+        good_share: share of its prompts that ask for a good answer and show one.
     """
     model = new_model(size or Size(), world.seed)
-    asked, answered = sft_sequences(world)
+    asked, answered = sft_sequences(world, good_share)
     ids = torch.from_numpy(np.concatenate([asked, answered], axis=1))
     labels = torch.where(ids == words.IDS[words.PAD], -100, ids)
     labels[:, : words.PROMPT_TOKENS] = -100

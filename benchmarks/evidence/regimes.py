@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 BATCH = 32
 MANY, FEW = 2_000, 200
@@ -19,6 +20,9 @@ class Regime:
         pairs: how many.
         epochs: passes over them in plain DPO; every arm gets as many updates.
         spurious: whether a meaningless word goes with the chosen answers.
+        patterned: flips are of those who compare by gold and err the more, the closer two answers
+            are; otherwise every label is as likely to be flipped.
+        asked: whether the SFT model was shown what the quality word `good` asks for.
     """
 
     source: str = "on"
@@ -26,6 +30,15 @@ class Regime:
     pairs: int = MANY
     epochs: int = 3
     spurious: bool = False
+    patterned: bool = False
+    asked: bool = True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the pairs; of the last two fields, what is not the default."""
+        usual = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        later = ("patterned", "asked")
+        return {k: v for k, v in asdict(self).items() if k not in later or v != usual[k]}
 
     @property
     def updates(self) -> int:
@@ -44,6 +57,10 @@ REGIMES = {
     "few-0.2": Regime(noise=0.2, pairs=FEW, epochs=15),
     "few-0.4": Regime(noise=0.4, pairs=FEW, epochs=15),
     "spurious-0.2": Regime(noise=0.2, spurious=True),
+    "patterned-0.2": Regime(noise=0.2, patterned=True),
+    "patterned-0.4": Regime(noise=0.4, patterned=True),
+    "unasked-0.2": Regime(noise=0.2, asked=False),
+    "unasked-0.4": Regime(noise=0.4, asked=False),
     "quick-0.4": Regime(noise=0.4, pairs=640),
     "tiny-0.2": Regime(noise=0.2, pairs=64),
 }
@@ -54,5 +71,9 @@ TUNED_IN = {
     "off-0.2": "on-0.2",
     "off-0.4": "on-0.4",
     "spurious-0.2": "on-0.2",
+    "patterned-0.2": "on-0.2",
+    "patterned-0.4": "on-0.4",
+    "unasked-0.2": "on-0.2",
+    "unasked-0.4": "on-0.4",
 }
 """Regimes that take the learning rates and βs of another one."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence import sections
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.bars import bars
 from benchmarks.evidence.plan import FILLS, JUDGES, MORE, PLAN, RULES, SEEDS, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, tuned, tuning_runs
-from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, bars, pooled, spread
+from benchmarks.evidence.summary import VERDICTS, ArmRuns, Summary, pooled, spread
+from benchmarks.evidence.tables import table
 
 HERE = Path(__file__).parent
 PLOTTED = ("dpo", "ipo", "random", "select", "full", "full-ipo", "oracle")
@@ -36,14 +39,19 @@ def write(
         reading: Markdown that says what was seen in the numbers.
     """
     summary = Summary(results, settings)
-    parts = [(HERE / "intro.md").read_text(encoding="utf-8").rstrip()]
+    parts = [_intro(summary)]
     if not settings.tuned:
         parts.append(UNTUNED)
     else:
         parts.append("**State.** " + _state(summary))
-    parts.append("## What was to be reached\n\n" + _bars(summary))
+    if summary.regimes:
+        parts.append(sections.all_regimes(summary))
     if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
+    parts.extend(sections.signals(summary))
+    parts.extend(sections.gates(summary))
+    parts.extend(sections.terms(summary))
+    parts.append("## What was to be reached\n\n" + _bars(summary))
     parts.extend(_side_by_side(summary))
     parts.extend(_filling(summary))
     plots.mkdir(parents=True, exist_ok=True)
@@ -54,6 +62,14 @@ def write(
         parts.append(_regime(regime, arms, summary, link))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _intro(summary: Summary) -> str:
+    """What the page is about, with the pooled results in its first sentence."""
+    text = (HERE / "intro.md").read_text(encoding="utf-8").rstrip()
+    for arm in ("select", "sera"):
+        text = text.replace(f"{{{arm}}}", sections.headline(summary, arm))
+    return text
 
 
 def _state(summary: Summary) -> str:
@@ -97,13 +113,14 @@ def _filling(summary: Summary) -> list[str]:
 
 def _cost(summary: Summary) -> str:
     """How long ``make evidence`` computes, from the stored runs of its plan."""
+    stored = summary.settings, summary.results
     keys = {
         run.key(summary.settings)
         for regime, arms in PLAN
         for arm in arms
         for run in (
-            *tuning_runs(regime, ARMS[arm].tuned_as or arm),
-            *report_runs(regime, arm, range(SEEDS), summary.settings, summary.results),
+            *tuning_runs(regime, ARMS[arm].tuned_as or arm, *stored),
+            *report_runs(regime, arm, range(SEEDS), *stored),
         )
     }
     found = [summary.results.found[key] for key in keys & summary.results.found.keys()]
@@ -119,19 +136,23 @@ def _is_done(summary: Summary, regime: str, arm: str) -> bool:
     return found is not None and len(found.runs) >= SEEDS
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(r) for r in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _bars(summary: Summary) -> str:
     lines = bars(summary)
-    rows = [(b.text, b.regime, b.wanted, b.found, b.detail, b.equal_kl) for b in lines]
+    rows = [(b.text, b.regime, b.wanted, b.found, b.holm, b.insensitive, b.detail) for b in lines]
     counts = Counter(b.found for b in lines)
-    head = ("what", "regime", "wanted", "found", "difference of gold reward", "at equal KL")
+    head = ("what", "regime", "wanted", "found", "after Holm", "a random 70% passes too",
+            "difference of gold reward")  # fmt: skip
     total = ", ".join(f"{counts[found]} {found}" for found in VERDICTS if counts[found])
-    return f"{len(lines)} comparisons: {total}.\n\n{table(head, rows)}"
+    held = sum(b.holm == "holds" for b in lines)
+    blind = sum(b.found == "holds" and b.insensitive == "yes" for b in lines)
+    counted = (
+        f"{len(lines)} comparisons, each at 95% by itself: {total}. After Holm's correction over "
+        f"all of them {held} hold. {blind} of those that hold ask for *not worse* where DPO on a "
+        "random 70% of the pairs is not worse either: such a line can't tell a selection that "
+        "works from one that throws pairs away. The tuned oracle is DPO on the same pairs without "
+        "flipped labels, with the learning rate and β of `dpo` on clean pairs."
+    )
+    return f"{counted}\n\n{table(head, rows)}"
 
 
 def _side_by_side(summary: Summary) -> list[str]:
@@ -141,7 +162,7 @@ def _side_by_side(summary: Summary) -> list[str]:
         f"The same at equal KL:\n\n{_against_dpo(summary, arms, equal_kl=True)}"
         for title, text, arms in (
             (
-                "Which rule of selection wins where",
+                "Which rule of selection wins where, untuned",
                 "Difference of gold reward to DPO, the best of a column in bold; `select` is "
                 "`rule: top`. All take the learning rate and β of `select`, at which rules that "
                 "keep pairs with smaller margins move the policy less: look at both tables. "
@@ -150,7 +171,7 @@ def _side_by_side(summary: Summary) -> list[str]:
                 ("select", *RULES),
             ),
             (
-                "Who judges the fresh answers",
+                "Who judges the fresh answers, untuned",
                 "The same, with the learning rate and β of `sera`. A judge of one's own takes the "
                 "place of the implicit reward, and the guard stands aside.",
                 ("sera", *JUDGES),
@@ -200,7 +221,7 @@ def _judged(arms: dict[str, ArmRuns], summary: Summary) -> str:
     rows = []
     for name, arm in arms.items():
         base = arms["ipo"] if ARMS[name].loss == "ipo" and "ipo" in arms else arms["dpo"]
-        rate, beta = tuned(arm.regime, name, summary.settings, summary.results) or (0, 0)
+        _, rate, beta = tuned(arm.regime, name, summary.settings, summary.results) or ("", 0, 0)
         plain = name in ("dpo", "oracle")
         rows.append(
             (

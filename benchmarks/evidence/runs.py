@@ -1,4 +1,4 @@
-"""What a run is, the key of its result, stored results, and which learning rate and β are used."""
+"""What a run is, the key of its result, stored results, and what tuning picked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import pairs, policy, runner, vocabulary
+from benchmarks.evidence.arm import NEAREST, neighbours
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.regimes import REGIMES, TUNED_IN, Regime
 from benchmarks.evidence.world import World, Writer
@@ -87,7 +88,7 @@ class Run:
             fingerprint(),
             runner.RECIPE,
             settings.identity(),
-            asdict(self.data),
+            self.data.identity,
             self._arm_key(),
             [self.seed, self.split, self.rate, self.beta],
         ]
@@ -126,43 +127,96 @@ class Results:
         """Keep a finished run."""
         self.found[record["key"]] = record
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{record['regime']}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        # In one write, for other processes may add to the file.
+        with open(self.folder / f"{record['regime']}.jsonl", "ab", buffering=0) as file:
+            file.write((json.dumps(record) + "\n").encode())
 
     def get(self, run: Run, settings: Settings) -> dict[str, Any] | None:
         """The result of a run, or None."""
         return self.found.get(run.key(settings))
 
 
-def sft_key(seed: int, split: str, settings: Settings) -> str:
+def sft_key(seed: int, split: str, settings: Settings, asked: bool = True) -> str:
     """Key of the measurement of an SFT model."""
-    text = json.dumps([fingerprint(), settings.identity(), seed, split])
+    what = [fingerprint(), settings.identity(), seed, split]
+    text = json.dumps(what if asked else [*what, "never shown `good`"])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def tuning_runs(regime: str, arm: str, seeds: Sequence[int] = TUNING_SEEDS) -> list[Run]:
-    """The grid of an arm, judged on the tuning prompts."""
+Candidate = tuple[str, float, float]
+"""Arm, learning rate, β."""
+
+
+def tuning_runs(
+    regime: str, arm: str, settings: Settings, results: Results, seeds: Sequence[int] = TUNING_SEEDS
+) -> list[Run]:
+    """What tunes an arm, judged on the tuning prompts, as far as stored results can tell.
+
+    Runs that depend on what others find are in the list as soon as those are stored.
+    """
+    candidates, _ = _candidates(regime, arm, settings, results)
     return [
-        Run(TUNED_IN.get(regime, regime), arm, seed, "tune", rate, beta)
+        Run(TUNED_IN.get(regime, regime), name, seed, "tune", rate, beta)
+        for name, rate, beta in candidates
         for seed in seeds
-        for rate, beta in ARMS[arm].grid
     ]
 
 
-def tuned(
+def _candidates(
     regime: str, arm: str, settings: Settings, results: Results
-) -> tuple[float, float] | None:
-    """(learning rate, β) with the highest mean gold reward in tuning, or None before it."""
+) -> tuple[list[Candidate], bool]:
+    """What tuning tries, and whether that is all: a grid, its neighbours, settings of an arm."""
+    one = ARMS[arm]
+    first, *others = one.among or (arm,)
+    grid = list(one.grid)
+    if one.near:
+        ranked = _ranked(regime, [(one.near, *point) for point in grid], settings, results)
+        if ranked is None:
+            return [], False
+        grid = [point for _, *point in ranked[:NEAREST]]  # type: ignore[misc]
+    found: list[Candidate] = [(first, *point) for point in grid]
+    if one.wide:
+        ranked = _ranked(regime, found, settings, results)
+        if ranked is None:
+            return found, False
+        _, rate, beta = ranked[0]
+        found += [(first, *at) for at in neighbours(one.loss, rate, beta) if at not in grid]
+    if others:
+        ranked = _ranked(regime, found, settings, results)
+        if ranked is None:
+            return found, False
+        _, rate, beta = ranked[0]
+        found += [(name, rate, beta) for name in others]
+    return found, True
+
+
+def _ranked(
+    regime: str, candidates: Sequence[Candidate], settings: Settings, results: Results
+) -> list[Candidate] | None:
+    """The candidates by falling mean gold reward in tuning, or None before all are there."""
+    scores = []
+    where = TUNED_IN.get(regime, regime)
+    for name, rate, beta in candidates:
+        runs = [Run(where, name, seed, "tune", rate, beta) for seed in TUNING_SEEDS]
+        found = [record for run in runs if (record := results.get(run, settings)) is not None]
+        if len(found) < len(runs):
+            return None
+        scores.append(float(np.mean([record["curve"][-1]["gold"] for record in found])))
+    return [candidates[i] for i in np.argsort(-np.array(scores), kind="stable")]
+
+
+def tuned(regime: str, arm: str, settings: Settings, results: Results) -> Candidate | None:
+    """(arm with its setting, learning rate, β) that tuning picked, or None before it."""
     source = ARMS[arm].tuned_as or arm
     if not settings.tuned:
-        return ARMS[source].grid[UNTUNED]
-    scores: dict[tuple[float, float], list[float]] = {}
-    for run in tuning_runs(regime, source):
-        record = results.get(run, settings)
-        if record is None:
+        found: Candidate = ((ARMS[source].among or (source,))[0], *ARMS[source].grid[UNTUNED])
+    else:
+        candidates, complete = _candidates(regime, source, settings, results)
+        ranked = _ranked(regime, candidates, settings, results) if complete else None
+        if ranked is None:
             return None
-        scores.setdefault((run.rate, run.beta), []).append(record["curve"][-1]["gold"])
-    return max(scores, key=lambda pair: float(np.mean(scores[pair])))
+        found = ranked[0]
+    return (found[0] if ARMS[arm].among else arm, *found[1:])
 
 
 def report_runs(
@@ -170,4 +224,7 @@ def report_runs(
 ) -> list[Run]:
     """The runs of a tuned arm on the reporting prompts."""
     found = tuned(regime, arm, settings, results)
-    return [] if found is None else [Run(regime, arm, s, "report", *found) for s in seeds]
+    if found is None:
+        return []
+    name, rate, beta = found
+    return [Run(regime, name, seed, "report", rate, beta) for seed in seeds]

@@ -18,6 +18,8 @@ class Interval:
     low: float
     high: float
     seeds: int
+    p: float = 1.0
+    """Of the two-sided t-test that the mean is 0."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
@@ -26,8 +28,19 @@ class Interval:
         mean = float(np.mean(values)) if n else float("nan")
         if n < 2:
             return cls(mean, -np.inf, np.inf, n)
-        half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-        return cls(mean, mean - half, mean + half, n)
+        error = float(np.std(values, ddof=1) / np.sqrt(n))
+        half = float(stats.t.ppf(0.975, n - 1)) * error
+        p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+        return cls(mean, mean - half, mean + half, n, p)
+
+    def p_above(self, floor: float) -> float:
+        """Of the one-sided t-test that the mean is not above ``floor``."""
+        if self.seeds < 2:
+            return 1.0
+        error = (self.high - self.mean) / float(stats.t.ppf(0.975, self.seeds - 1))
+        if error == 0:
+            return float(self.mean <= floor)
+        return float(stats.t.sf((self.mean - floor) / error, self.seeds - 1))
 
     def __str__(self) -> str:
         if self.seeds == 0:
@@ -35,6 +48,15 @@ class Interval:
         if self.seeds < 2:
             return f"{self.mean:+.2f}"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that all that are read together err as rarely as one (Holm)."""
+    found, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(np.argsort(values, kind="stable")):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        found[i] = largest
+    return found
 
 
 def win_rate(mine: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:

@@ -38,7 +38,7 @@ def config_of(run: Run, settings: Settings, work: Path, *, probe: bool = True) -
     from benchmarks.evidence.probe import PLUGIN
 
     arm, regime = ARMS[run.arm], REGIMES[run.regime]
-    model = sft_folder(run.seed, settings, work)
+    model = sft_folder(run.seed, settings, work, regime.asked)
     folder = run_folder(run, settings, work)
     config = runner.base_config(model, make_data(run, settings, work), folder)
     config |= arm.config(regime, run.rate, run.beta, run.seed)
@@ -89,18 +89,20 @@ def execute(run: Run, settings: Settings, work: Path, *, keep: bool = False) -> 
     return {"key": run.key(settings), **asdict(run), **result}
 
 
-def measure_sft(seed: int, split: str, settings: Settings, work: Path) -> dict[str, Any]:
+def measure_sft(
+    seed: int, split: str, settings: Settings, work: Path, asked: bool = True
+) -> dict[str, Any]:
     """What the probe would find before the first update."""
     from transformers import AutoModelForCausalLM
 
     from benchmarks.evidence.probe import measure
 
-    model = AutoModelForCausalLM.from_pretrained(make_sft(seed, settings, work)).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_sft(seed, settings, work, asked)).eval()
     world = World(seed)
     prompts = world.prompts(split, settings.prompts)
     numbers, gold = measure(world, prompts, model, model, settings.repeats)
     return {
-        "key": sft_key(seed, split, settings),
+        "key": sft_key(seed, split, settings, asked),
         "regime": "sft",
         "arm": "sft",
         "seed": seed,
@@ -111,12 +113,20 @@ def measure_sft(seed: int, split: str, settings: Settings, work: Path) -> dict[s
 
 
 def measure_all_sft(
-    seeds: Iterable[int], settings: Settings, results: Results, work: Path, workers: int
+    seeds: Iterable[int],
+    settings: Settings,
+    results: Results,
+    work: Path,
+    workers: int,
+    asked: bool = True,
 ) -> None:
     """Measure the SFT models of these seeds on the reporting prompts, unless that is done."""
-    missing = [s for s in seeds if sft_key(s, "report", settings) not in results.found]
+    missing = [s for s in seeds if sft_key(s, "report", settings, asked) not in results.found]
     jobs = [
-        (partial(measure_sft, s, "report", settings, work), work / "logs" / f"measure-{s}.log")
+        (
+            partial(measure_sft, s, "report", settings, work, asked),
+            work / "logs" / f"measure-{s}-{asked}.log",
+        )
         for s in missing
     ]
     for _, record in runner.run_all(jobs, workers):
@@ -145,10 +155,13 @@ def execute_all(
     # By key: the oracle of two regimes may be one run.
     wanted = {run.key(settings): run for run in runs}
     missing = [run for key, run in wanted.items() if key not in results.found]
-    seeds = sorted({run.seed for run in missing})
+    models = sorted({(run.seed, run.data.asked) for run in missing})
     logs = work / "logs"
-    needed = [s for s in seeds if not sft_folder(s, settings, work).exists()]
-    makers = [(partial(make_sft, s, settings, work), logs / f"sft-{s}.log") for s in needed]
+    makers = [
+        (partial(make_sft, seed, settings, work, asked), logs / f"sft-{seed}-{asked}.log")
+        for seed, asked in models
+        if not sft_folder(seed, settings, work, asked).exists()
+    ]
     for _ in runner.run_all(makers, workers):
         pass
     # Written one after the other: two workers must not write one file.

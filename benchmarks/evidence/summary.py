@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evidence.arm import NEW_SEEDS
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.plan import MOST_SEEDS
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Settings, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, matched, win_rate
@@ -127,17 +127,29 @@ class Summary:
     def __init__(self, results: Results, settings: Settings) -> None:
         self.settings = settings
         self.results = results
-        sft = {
-            record["seed"]: record
+        models = [
+            record
             for record in results.found.values()
             if record["arm"] == "sft" and record["split"] == "report"
-            if record["key"] == sft_key(record["seed"], "report", settings)
+        ]
+        measured = {
+            asked: {
+                record["seed"]: record
+                for record in models
+                if record["key"] == sft_key(record["seed"], "report", settings, asked)
+            }
+            for asked in (True, False)
         }
         self.arms: dict[tuple[str, str], ArmRuns] = {}
+        parts = {name for arm in ARMS.values() for name in arm.among}
         for regime, arm in itertools.product(REGIMES, ARMS):
+            if arm in parts:
+                continue
+            sft = measured[REGIMES[regime].asked]
             found = {
                 run.seed: results.found[run.key(settings)]
                 for run in report_runs(regime, arm, sorted(sft), settings, results)
+                if (run.seed >= NEW_SEEDS) == ARMS[arm].fresh
                 if run.key(settings) in results.found
             }
             if found:
@@ -149,8 +161,12 @@ class Summary:
         return [regime for regime, arm in self.arms if arm == "dpo"]
 
     def of(self, regime: str) -> dict[str, ArmRuns]:
-        """Arms of a regime in the order of ``ARMS``."""
-        return {arm: self.arms[regime, arm] for arm in ARMS if (regime, arm) in self.arms}
+        """Arms of a regime on the first seeds, in the order of ``ARMS``."""
+        return {
+            name: self.arms[regime, name]
+            for name, arm in ARMS.items()
+            if (regime, name) in self.arms and not arm.fresh
+        }
 
 
 def pooled(pairs: Sequence[tuple[ArmRuns, ArmRuns]]) -> Interval:
@@ -159,102 +175,6 @@ def pooled(pairs: Sequence[tuple[ArmRuns, ArmRuns]]) -> Interval:
     return Interval.of(
         [float(np.mean([a.gains[s] - b.gains[s] for a, b in pairs])) for s in sorted(seeds)]
     )
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A line of the table of what was to be reached.
-
-    Attributes:
-        text: what is compared.
-        regime: where.
-        wanted: what was to be reached.
-        found: one of ``VERDICTS``.
-        detail: the numbers.
-        equal_kl: the same comparison at the smaller of both final KLs.
-    """
-
-    text: str
-    regime: str
-    wanted: str
-    found: str
-    detail: str
-    equal_kl: str = "-"
-
-
-def bars(summary: Summary) -> list[Bar]:
-    """What holds, what fails, and what needs more seeds."""
-    found = []
-    for regime in summary.regimes:
-        arms = summary.of(regime)
-        for name, base in COMPARED:
-            if name in arms and base in arms:
-                found.append(_bar(arms[name], arms[base]))
-        if "oracle" in arms and regime.endswith("0.4"):
-            found.append(_half_way(arms, regime))
-    return found
-
-
-COMPARED = (
-    ("select", "dpo"),
-    ("select-ipo", "ipo"),
-    ("select", "random"),
-    ("sera", "dpo"),
-    ("sera-ipo", "ipo"),
-    ("sera", "select"),
-    ("sera-ipo", "select-ipo"),
-)
-
-
-def _bar(mine: ArmRuns, other: ArmRuns) -> Bar:
-    better = (
-        other.arm in ("random", "select", "select-ipo")
-        or (mine.arm == "select" and mine.regime == "on-0.4")
-        or (mine.arm == "sera" and mine.regime == "few-0.2")
-    )
-    seeds = len(mine.shared(other))
-    verdict, ratio = mine.verdict(other), mine.mean("kl") / max(other.mean("kl"), 1e-9)
-    holds = verdict == "better" or (verdict == "not worse" and not better)
-    # Not worse and not better: with more seeds the interval may yet leave 0 behind.
-    fails = verdict == "worse" or (better and mine.against(other).high < 0)
-    wanted = "better" if better else "not worse"
-    if mine.arm.startswith("sera") and other.arm in ("dpo", "ipo"):
-        wanted += f", KL at most × {KL_LIMIT:g}"
-        holds, fails = holds and ratio <= KL_LIMIT, fails or ratio > KL_LIMIT
-    open_yet = "not shown" if seeds >= MOST_SEEDS else "undecided"
-    found = "holds" if holds else "fails" if fails else open_yet
-    detail = f"{mine.against(other)}, {seeds} seeds, KL × {ratio:.1f}"
-    text, equal_kl = f"`{mine.arm}` against `{other.arm}`", str(mine.at_equal_kl(other))
-    return Bar(text, mine.regime, wanted, found, detail, equal_kl)
-
-
-def _half_way(arms: dict[str, ArmRuns], regime: str) -> Bar:
-    """Share of the way from DPO to the oracle that the best arm without gold labels goes."""
-    plain, oracle = arms["dpo"], arms["oracle"]
-    way = oracle.against(plain).mean
-    others = [name for name in arms if name not in ("dpo", "oracle") and not _told(name)]
-    if not others:
-        return Bar("no other arm", regime, "half of the way", "undecided", f"of {way:.2f}")
-
-    def share(name: str) -> float:
-        return arms[name].against(plain).mean / way if way > 0 else float("nan")
-
-    best = max(others, key=share)
-    detail = f"{share(best):.0%} of {way:.2f}"
-    erring = [name for name in arms if _told(name) and name != "judge-gold"]
-    if erring:
-        judged = max(erring, key=share)
-        detail += f"; `{judged}`, told by a judge with 20% errors, {share(judged):.0%}"
-    found = "holds" if share(best) >= 0.5 else "fails"
-    return Bar(
-        f"`{best}`, the best, from `dpo` to `oracle`", regime, "half of the way", found, detail
-    )
-
-
-def _told(arm: str) -> bool:
-    """Whether an arm hears of the gold reward, if only through a judge who errs."""
-    told = ARMS[arm].scored and "refine" not in (ARMS[arm].sera or {})
-    return told or arm.startswith("judge-")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from benchmarks.evidence import data, judges, pairs, report, vocabulary
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
-from benchmarks.evidence.plan import MORE, PLAN, planned
+from benchmarks.evidence.bars import bars
+from benchmarks.evidence.plan import MORE, NEW, PLAN, planned
 from benchmarks.evidence.regimes import BATCH, REGIMES
 from benchmarks.evidence.runner import run_all
 from benchmarks.evidence.runs import Results, Run, Settings, report_runs
 from benchmarks.evidence.statistics import Interval, gold_at, matched, win_rate
-from benchmarks.evidence.summary import ArmRuns, Summary, bars
+from benchmarks.evidence.summary import ArmRuns, Summary
 from benchmarks.evidence.world import (
     MARKER,
     MEAN_LENGTH,
@@ -465,4 +466,8 @@ def test_evaluation_pairs_are_other_pairs(tmp_path: Path) -> None:
 def test_the_plan_has_every_arm_and_nothing_twice() -> None:
     found = planned((*PLAN, *MORE))
     assert all(len(arms) == len(set(arms)) and "dpo" in arms for arms in found.values())
-    assert {arm for arms in found.values() for arm in arms} == ARMS.keys()
+    new = planned(NEW)
+    assert all(len(arms) == len(set(arms)) and "dpo-new" in arms for arms in new.values())
+    parts = {name for arm in ARMS.values() for name in arm.among}
+    named = {arm for arms in (*found.values(), *new.values()) for arm in arms}
+    assert named == ARMS.keys() - parts

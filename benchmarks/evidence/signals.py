@@ -1,0 +1,75 @@
+"""Arms that ask something else than the policy's own memory which labels are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.evidence.arm import ASKS_FOR_QUALITY, KEEP, SHIPPED, Arm, sera_block
+from benchmarks.evidence.terms import REVIEWED
+
+CONTRAST = {
+    "prompts": [{"positive": "good\n", "placement": "system"}],
+    "normalize": "none",
+}
+"""Log-probs with `good` in the place of the quality word minus those with `any`, as sums."""
+
+
+def robust(smoothing: float) -> dict[str, Any]:
+    """Keys of the host's robust loss."""
+    return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": smoothing}
+
+
+def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
+    selection = {"by": "contrast", "source": "training", "contrast": CONTRAST, **keys}
+    return Arm(
+        sera_block(keep=keep, fraction=0.0, warmup_rounds=0, selection=selection),
+        note=note,
+        more=ASKS_FOR_QUALITY,
+        fresh=True,
+        near="dpo",
+        tuned_as=tuned_as,
+    )
+
+
+AFTER_ONE = {"signals": ["contrast"], "contrast": CONTRAST}
+BY_JUDGE = {"by": "external", "use": "drop", "source": "training"}
+ARMS: dict[str, Arm] = {
+    "dpo-new": Arm(note="DPO on all pairs", wide=True, fresh=True),
+    "rdpo-0.3": Arm(more=robust(0.3)),
+    "rdpo-0.1": Arm(more=robust(0.1)),
+    "rdpo": Arm(note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), fresh=True, near="dpo"),
+    "random-new": Arm(subset=KEEP, note="DPO on a random 70%", fresh=True, near="dpo"),
+    "select-new": Arm(
+        sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
+    ),
+    "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
+    "contrast": _contrast(
+        "auto",
+        "`preset: contrast`: weights by the contrast from the first round on, gate",
+        tuned_as="contrast-weight",
+        use="weight",
+    ),
+    "contrast-weight": Arm(
+        sera_block(
+            keep=REVIEWED,
+            fraction=0.0,
+            selection=AFTER_ONE,
+            loss=[{"posterior": {"signal": "contrast", "use": "weight"}}],
+        ),
+        note="weights by the contrast from the second round on, without a gate",
+        more=ASKS_FOR_QUALITY,
+        fresh=True,
+        near="dpo",
+    ),
+    "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
+    "judge-drop": Arm(
+        sera_block(fraction=0.0, warmup_rounds=0, selection=BY_JUDGE),
+        note="70% kept by the scores of a judge with 20% errors",
+        scored=True,
+        fresh=True,
+        near="dpo",
+    ),
+    "oracle-new": Arm(
+        clean=True, note="DPO on the same pairs without flipped labels", fresh=True, near="dpo"
+    ),
+}
