@@ -25,11 +25,13 @@ class Touch:
         symbol: where it is: module, class and name.
         why: what it is used for.
         breaks: what goes wrong here when it changes.
+        needs: the package without which the host doesn't have it; it is looked for only with it.
     """
 
     symbol: str
     why: str
     breaks: str
+    needs: str | None = None
 
     @property
     def package(self) -> str:
@@ -248,6 +250,8 @@ TOUCHES = (
           "vLLM samples from the base model"),
     Touch(f"{_VLLM}extract_logprobs", "read what a token's log-prob was",
           "weights that did not arrive are not noticed"),
+    Touch(f"{_VLLM}LLM", "start a colocated vLLM in the policy's dtype",
+          "vLLM samples from a float32 policy in bf16", needs="vllm"),
     Touch("trl.distributed.DistributedBackend", "make parameters whole under ZeRO-3",
           "vLLM is sent empty weights under ZeRO-3"),
     Touch("trl.import_utils.is_vllm_available", "refuse engine: vllm where there is none",
