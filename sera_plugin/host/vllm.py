@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from accelerate import Accelerator
 from sera_plugin.host.vllm_server import Server, push_all, wait_for
 from sera_plugin.host.vllm_settings import Reply, VllmSettings
 from sera_plugin.runtime.errors import VllmError, in_short
+from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import together
+
+
+TRIED = "0.27.0"
+"""The vLLM that `make test-vllm` runs."""
+
+LOG = logger(__name__)
 
 
 class Colocated:
@@ -107,6 +115,7 @@ def connect(
     if settings.mode == "server":
         together(lambda: wait_for(settings) if accelerator.is_main_process else None)
 
+    _warn_of_version(accelerator)
     colocated = settings.mode == "colocate"
     typed = _in_dtype(settings.dtype or _name(model.dtype)) if colocated else nullcontext()
 
@@ -156,6 +165,16 @@ def _in_dtype(dtype: str) -> Iterator[None]:
         yield
     finally:
         vllm_generation.LLM = theirs
+
+
+def _warn_of_version(accelerator: Accelerator) -> None:
+    found = str(import_module("vllm").__version__)
+    if found.partition("+")[0] != TRIED and accelerator.is_main_process:
+        LOG.warning(
+            "vLLM %s is installed; this plugin was tried with vLLM %s, see docs/vllm.md.",
+            found,
+            TRIED,
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
