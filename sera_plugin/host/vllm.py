@@ -22,7 +22,6 @@ from sera_plugin.runtime.errors import VllmError, in_short
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import together
 
-
 TRIED = "0.27.0"
 """The vLLM that `make test-vllm` runs."""
 

@@ -57,9 +57,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(
-    config: MakeConfig, wide: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def train(config: MakeConfig, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Runs `axolotl train` and returns its output folder and what it said."""
     folder = tmp_path_factory.mktemp("said")
 
@@ -130,9 +128,8 @@ def served(folder: Path, command: list[str], port: int) -> Iterator[int]:
     try:
         end = time.monotonic() + 300
         while True:
-            assert process.poll() is None and time.monotonic() < end, (
-                folder / "server.log"
-            ).read_text()[-8000:]
+            if process.poll() is not None or time.monotonic() > end:
+                pytest.fail((folder / "server.log").read_text()[-8000:])
             try:
                 if requests.get(f"http://127.0.0.1:{port}/health/", timeout=5).ok:
                     break
