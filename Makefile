@@ -12,13 +12,9 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-<<<<<<< HEAD
 .PHONY: help demo demo-sera demo-plain smollm smollm-signals picture test test-fast test-crash \
-	test-package coverage docs bench gpu-check evidence evidence-all evidence-quick format clean
-=======
-.PHONY: help demo demo-sera demo-plain picture test test-fast test-crash test-vllm coverage docs bench evidence \
-	evidence-all evidence-quick format clean
->>>>>>> realvllm
+	test-package test-vllm coverage docs bench gpu-check evidence evidence-all evidence-quick \
+	format clean
 
 help:
 	@echo "make demo    install, then train the CPU demo with and without SeRA and print what it did"
@@ -26,11 +22,8 @@ help:
 	@echo "make test    install, then ruff, mypy, lint-imports and pytest"
 	@echo "make test-fast   the tests that start no process, about a minute"
 	@echo "make test-crash  more points at which a run is killed and resumed"
-<<<<<<< HEAD
 	@echo "make test-package  the wheel in an empty environment: the demo; needs the network"
-=======
 	@echo "make test-vllm   runs with a real vLLM for CPUs, in an environment of its own (1 GB)"
->>>>>>> realvllm
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
@@ -89,11 +82,10 @@ test-fast: $(VENV)/.installed-dev
 test-crash: $(VENV)/.installed-dev
 	$(PYTEST) -m "kill or crash"
 
-<<<<<<< HEAD
 # For another Python: make test-package PYTHON=python3.12
 test-package:
 	$(PYTHON) tests/package/wheel.py --python $(PYTHON)
-=======
+
 # pip refuses vLLM beside Axolotl (starlette), so it has an environment of its own, which finds the
 # project's packages by a path. Where it can't be installed the tests skip and say so.
 VLLM = $(VENV)-vllm
@@ -110,7 +102,6 @@ $(VLLM)/.installed: tests/real_vllm/requirements.txt tests/real_vllm/constraints
 
 test-vllm: $(VLLM)/.installed
 	$(RUN) $(abspath $(VLLM))/bin/python -m pytest -v --durations=0 tests/real_vllm
->>>>>>> realvllm
 
 # Every run starts the installed command line, which can then be measured: about half an hour.
 coverage: $(VENV)/.installed-dev

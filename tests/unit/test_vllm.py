@@ -204,7 +204,7 @@ def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: s
             seen.append(name)
             yield name, None
 
-    with pytest.raises(VllmError, match="did not take the policy's weights \\(.*OSError: gone\\)"):
+    with pytest.raises(VllmError, match=r"did not take the policy's weights \(.*OSError: gone\)"):
         server.take_weights(weights)
     assert seen == ["a", "b", "c"]
     assert pushed == (["a"] if fails == "push" else []), "a dead engine is sent weights"
