@@ -69,7 +69,10 @@ class Row:
 
 
 def compared(
-    summary: Summary, pairs: Sequence[tuple[str, str]], regimes: Sequence[str]
+    summary: Summary,
+    pairs: Sequence[tuple[str, str]],
+    regimes: Sequence[str],
+    apart: Sequence[str] = (),
 ) -> list[tuple[str, ...]]:
     """Rows of two tables in one: pooled, and by regime.
 
@@ -77,6 +80,7 @@ def compared(
         summary: all runs.
         pairs: a row each, of an arm and what it is compared to.
         regimes: a column each.
+        apart: regimes with a column of their own that are not pooled.
     """
     rows = [row for arm, base in pairs if (row := Row.of(summary, arm, base, regimes)) is not None]
     gaps = [row.difference for row in rows]
@@ -92,9 +96,15 @@ def compared(
             f"{p:.2g}" if p >= 0.001 else "< 0.001",
             f"× {row.distance:.1f}",
             *(row.cell(regime) for regime in regimes),
+            *(_apart(summary, row, regime) for regime in apart),
         )
         for row, gap, p in zip(rows, gaps, adjusted, strict=True)
     ]
+
+
+def _apart(summary: Summary, row: Row, regime: str) -> str:
+    alone = Row.of(summary, row.arm, row.base, [regime])
+    return alone.cell(regime) if alone else "-"
 
 
 HEAD = (

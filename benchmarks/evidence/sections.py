@@ -56,7 +56,8 @@ OF_SIGNALS = (
     "most thorough tuning, a grid of five and the neighbours of its best point; `select-new` and "
     "`sera-new` had the grid of five; the others had the three best points of DPO's grid, and "
     "`rdpo` its ε as a fourth run. All tuning is in one world, which is not reported. In brackets "
-    "the seeds, three or more; bold and p as above, over the rows of this table."
+    "the seeds, three or more; bold and p as above, over the rows of this table. Pooled are the "
+    "regimes whose SFT model was shown `good`."
 )
 
 OF_GATES = (
@@ -117,11 +118,14 @@ def signals(summary: Summary) -> list[str]:
     """Arms on new seeds, pooled and by regime, and what their signals knew."""
     regimes = [r for r in NEWER if (r, "dpo-new") in summary.arms]
     arms = [arm for arm in FRESH if arm != "dpo-new"]
-    rows = compared(summary, [(arm, "dpo-new") for arm in arms], regimes)
+    apart = [regime for regime in regimes if not REGIMES[regime].asked]
+    pooled = [regime for regime in regimes if regime not in apart]
+    rows = compared(summary, [(arm, "dpo-new") for arm in arms], pooled, apart)
     if not rows:
         return []
     return [
-        f"## A signal from outside the policy\n\n{OF_SIGNALS}\n\n" + table((*HEAD, *regimes), rows),
+        f"## A signal from outside the policy\n\n{OF_SIGNALS}\n\n"
+        + table((*HEAD, *pooled, *apart), rows),
         f"{OF_GOALS}\n\n"
         + table(goals.HEAD, goals.goals(summary, ("contrast", "contrast-weight"))),
         "Of the difference to `dpo-new`, from as many seeds: the share of the way to "
