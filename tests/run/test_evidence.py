@@ -274,8 +274,8 @@ def test_every_arm_has_the_updates_of_plain_dpo() -> None:
             schedule = plan(
                 regime.pairs,
                 num_rounds=config["num_epochs"],
-                warmup_rounds=1,
-                keep=block.selection.keep,
+                warmup_rounds=block.warmup_rounds,
+                keep=block.selection.planned,
                 fraction=block.bootstrap.fraction,
                 batching=Batching(BATCH, 1, 1),
             )
