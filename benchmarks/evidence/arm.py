@@ -99,6 +99,7 @@ class Arm:
         later = first
         if self.sera is not None:
             later = math.ceil(int(regime.pairs * _round_share(self.sera) + 0.5) / BATCH)
+            first = first if self.sera["warmup_rounds"] else later
         return 1 + max(1, math.ceil((regime.updates - first) / later))
 
 
