@@ -149,7 +149,7 @@ class Bench:
             )
         if "growth" in parts:
             click.echo("growth ...", err=True)
-            results["growth"] = self._growth()
+            results["growth"] = self._alone("growth")
         return results
 
     def _runs(self, assets: Path, names: list[str] | None) -> dict[str, Any]:
