@@ -81,9 +81,13 @@ def believe(
         RuleError: if a signal has no finite number at all.
     """
     scores = fused(settings.by, {"margin": margin, **signals})
-    outside = fused(settings.outside, signals) if settings.outside else scores
     calibration = Calibration.fit(scores)
-    verdict = gate(outside, Calibration.fit(outside))
+    alone = settings.outside in ((), tuple(settings.by))
+    if alone:
+        verdict = gate(scores, calibration)
+    else:
+        outside = fused(settings.outside, signals)
+        verdict = gate(outside, Calibration.fit(outside))
     nothing = np.zeros(len(scores), dtype=bool)
     if calibration is None:
         unknown = np.full(len(scores), np.nan)
@@ -99,7 +103,7 @@ def believe(
                 flipped = right < settings.relabel_below
             else:
                 kept = np.where(right < 0.5, np.nan, kept)
-    error = calibration.error_share(scores)
+    error = verdict.error if alone else calibration.error_share(scores)
     by_source = _by_source(calibration, scores, sources) if sources is not None else {}
     return Belief(kept, right, weight, flipped, verdict, error, by_source)
 

@@ -118,18 +118,29 @@ def test_scores_that_agree_no_better_than_chance_close_it() -> None:
     assert silent.why == "it says nothing about any pair"
 
 
-@settings(max_examples=25)
+# Draws are those of a fixed seed: how a bound of 95% does on draws of any seed is chance.
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 10_000), st.integers(800, 2000), st.floats(1.2, 3.0))
 def test_where_no_label_is_wrong_all_pairs_count_alike(seed: int, count: int, slope: float) -> None:
-    """The bound lets one in twenty through at most, and then the weights are nearly even."""
-    found = judged(simulated(count, slope, 0.0, seed)[0])
+    """Where the bound lets a signal through by mistake, only the order of the weights is known."""
+    scores = simulated(count, slope, 0.0, seed)[0]
+    found = judged(scores)
     assert found.error is not None
     if found.verdict.open:
         assert 0 < found.error.low < 0.06
-        assert np.quantile(found.weight, 0.05) > 0.3
+        assert found.weight.mean() == pytest.approx(1)
+        assert (np.diff(found.weight[np.argsort(scores)]) >= 0).all()
     else:
         assert (found.weight == 1).all()
         assert not found.flipped.any()
+
+
+def test_a_gate_that_opens_by_mistake_takes_weight_from_right_labels() -> None:
+    found = judged(simulated(1470, 1.25, 0.0, 575)[0])
+    assert found.verdict.open
+    assert found.error is not None
+    assert 0 < found.error.low < 0.02
+    assert 0.1 < np.quantile(found.weight, 0.05) < 0.15
 
 
 def test_the_gate_rarely_opens_where_no_label_is_wrong() -> None:
@@ -137,7 +148,7 @@ def test_the_gate_rarely_opens_where_no_label_is_wrong() -> None:
     assert sum(opened) <= 4
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 10_000), st.floats(1.2, 2.5), st.floats(0.3, 0.38))
 def test_many_wrong_labels_are_found(seed: int, slope: float, error: float) -> None:
     scores, right = simulated(2000, slope, error, seed)

@@ -8,16 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import assets
 import numpy as np
 import pytest
 import slow_reference as slow
 import torch
-from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from trainers import round_trainer
 
 from sera_plugin.config import LossTerm, parse_block
 from sera_plugin.data.rounds import ROW_KEY
@@ -95,33 +92,10 @@ def test_gradients_are_those_of_finite_differences(seed: int, loss: str) -> None
 
 @pytest.fixture(scope="module", params=BASES)
 def trainer(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: Any) -> RoundTrainer:
-    words = AutoTokenizer.from_pretrained(llama)
-    rows = [
-        {
-            "prompt": slow.llama_text(row["messages"]),
-            "chosen": slow.llama_answer(row["chosen"]["content"]),
-            "rejected": slow.llama_answer(row["rejected"]["content"]),
-        }
-        for row in assets.pairs(PAIRS)
-    ]
-    args = AxolotlDPOConfig(
-        output_dir=str(tmp_path_factory.mktemp("trainer")),
-        loss_type=[request.param],
-        label_smoothing=SMOOTHING if request.param == "robust" else 0.0,
-        beta=BETA,
-        max_length=128,
-        use_cpu=True,
-        report_to=[],
-        bf16=False,
-        precompute_ref_log_probs=True,
-        remove_unused_columns=False,
+    folder = tmp_path_factory.mktemp("trainer")
+    return round_trainer(
+        llama, folder, request.param, pairs=PAIRS, beta=BETA, smoothing=SMOOTHING, max_length=128
     )
-    model = AutoModelForCausalLM.from_pretrained(llama)
-    made = RoundTrainer(
-        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=words
-    )
-    made.model.train()
-    return made
 
 
 @pytest.fixture

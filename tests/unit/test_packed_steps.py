@@ -14,14 +14,13 @@ import pytest
 import slow_reference as slow
 import torch
 from accelerate import Accelerator
-from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from trainers import round_trainer
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -60,38 +59,20 @@ def model_of(llama: Path, kind: str) -> torch.nn.Module:
 
 
 def trainer_of(llama: Path, folder: Path, loss: str, kind: str) -> RoundTrainer:
-    words = AutoTokenizer.from_pretrained(llama)
-    rows = [
-        {
-            "prompt": slow.llama_text(row["messages"]),
-            "chosen": slow.llama_answer(row["chosen"]["content"]),
-            "rejected": slow.llama_answer(row["rejected"]["content"]),
-        }
-        for row in assets.pairs(PAIRS)
-    ]
-    args = AxolotlDPOConfig(
-        output_dir=str(folder),
-        loss_type=[loss],
-        label_smoothing=SMOOTHING if loss == "robust" else 0.0,
+    made = round_trainer(
+        llama,
+        folder,
+        loss,
+        pairs=PAIRS,
         beta=BETA,
+        smoothing=SMOOTHING,
+        model=model_of(llama, kind),
         max_length=32,
-        use_cpu=True,
-        report_to=[],
-        bf16=False,
-        precompute_ref_log_probs=True,
-        remove_unused_columns=False,
         gradient_checkpointing=kind == "checkpointed",
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
-    made = RoundTrainer(
-        model=model_of(llama, kind),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=words,
-    )
     if kind == "checkpointed":
         made.model.gradient_checkpointing_enable({"use_reentrant": False})
-    made.model.train()
     return made
 
 
