@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from sera_plugin.config.bootstrap import BootstrapConfig
+from sera_plugin.config.contrast import ContrastPrompts
 from sera_plugin.config.fields import Block, Count, Float, switch
 from sera_plugin.config.loss import LossTerm, LossTerms
 from sera_plugin.config.parts import TERMS
@@ -109,6 +110,12 @@ class SeraConfig(Block):
             or self.bootstrap.fraction > 0
             or self.reference == "previous"
         )
+
+    @property
+    def asked(self) -> tuple[ContrastPrompts, ...]:
+        """The pairs of prompts whose contrast a signal or the judge measures."""
+        judges = self.bootstrap.fraction > 0 and self.bootstrap.judge == "contrast"
+        return self.selection.contrast.asked if judges else self.selection.asked
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:

@@ -87,13 +87,20 @@ class BootstrapConfig(Block):
     judge: Annotated[str, Field(min_length=1, max_length=500)] = Field(
         default="implicit",
         json_schema_extra=JUDGES.schema,
-        description="Who ranks the answers: the implicit reward, a function of your own, or a "
-        "sequence-classification model.",
+        description="Who ranks the answers: the implicit reward; `contrast`, what the reference "
+        "prefers when it is asked for good answers, by the prompts of `selection.contrast`; a "
+        "function of your own, or a sequence-classification model.",
     )
     judge_mode: Literal["replace", "agree"] = Field(
         default="replace",
         description="`replace`: the judge's scores rank the answers; `agree`: the implicit reward "
         "ranks them, and only pairs that the judge orders alike are kept.",
+    )
+    rejected: Literal["worst", "worst_of", "reference"] = Field(
+        default="worst",
+        description="Which answer of a prompt is rejected: the `worst` of all; `worst_of`, the "
+        "worst of 5 that are drawn from them, for many candidates; or `reference`, the worst of "
+        "those that the reference wrote, for which `sampler` is `mixed` unless it is written out.",
     )
     guard: Guard = Field(
         default_factory=GuardConfig,
@@ -108,6 +115,23 @@ class BootstrapConfig(Block):
         if isinstance(fraction, (int, float)) and fraction > PROMPTS:
             return {"prompts": 1.0, **block}
         return block
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_writes(cls, block: Any) -> Any:
+        if isinstance(block, Mapping) and block.get("rejected") == "reference":
+            return {"sampler": "mixed", **block}
+        return block
+
+    @model_validator(mode="after")
+    def _reference_is_rejected(self) -> BootstrapConfig:
+        if self.rejected == "reference" and self.sampler == "policy":
+            raise SeraConfigError(
+                "sera.bootstrap.sampler: policy can't be used with sera.bootstrap.rejected: "
+                "reference, for which the reference must write answers; it must be mixed or "
+                "reference."
+            )
+        return self
 
     @model_validator(mode="after")
     def _both_write(self) -> BootstrapConfig:

@@ -43,7 +43,7 @@ BUILT_IN = (
 
 
 class ContrastConfig(Block):
-    """The signal ``contrast``: what the reference says when asked for good and for bad answers."""
+    """Signal and judge ``contrast``: what πref says when asked for good and for bad answers."""
 
     prompts: Annotated[list[ContrastPrompts], Field(strict=True, max_length=10)] = Field(
         default=[],

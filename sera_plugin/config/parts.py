@@ -116,10 +116,12 @@ JUDGES = Registry(
     "sera.bootstrap.judge",
     {
         "implicit": "sera_plugin.review.judges:implicit",
+        "contrast": "sera_plugin.review.contrast_judge:contrast",
     },
     other="the path of a reward model",
 )
-"""Functions of ``JudgeParts`` that make a ``Judge``; the user's own is a reward function."""
+"""Functions of ``JudgeParts`` that make a ``Judge`` or a ``PoolJudge``; the user's own is a reward
+function."""
 
 ENGINES = Registry(
     "sera.bootstrap.engine",

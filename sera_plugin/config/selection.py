@@ -163,7 +163,7 @@ class SelectionConfig(Block):
     )
     contrast: ContrastConfig = Field(
         default_factory=ContrastConfig,
-        description="What the signal `contrast` asks the reference.",
+        description="What the signal and the judge `contrast` ask the reference.",
     )
 
     @property
@@ -243,7 +243,8 @@ class SelectionConfig(Block):
     def _as_before_signals(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where newer keys have no effect the block is written to ``run.json`` as before them."""
         asked = dict.fromkeys(("by", "use", "relabel_below", "gate", "sources"), self.believes)
-        asked |= {"signals": bool(self.signals), "contrast": bool(self.asked)}
+        asked |= {"signals": bool(self.signals)}
+        asked |= {"contrast": bool(self.asked) or self.contrast != ContrastConfig()}
         return {key: value for key, value in dump(self).items() if asked.get(key, True)}
 
     @model_validator(mode="after")

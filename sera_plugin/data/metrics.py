@@ -67,6 +67,7 @@ _SHORT = {
     "not_new": "both ends offline",
     "disagree": "the judge orders the two otherwise",
     "unjudged": "the judge has no opinion on one",
+    "no_reference": "the reference wrote no other answer than the best (`rejected: reference`)",
 }
 
 # One metric in few lines.

@@ -18,6 +18,7 @@ from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.guard import Decision, decide, measure
 from sera_plugin.review.judging import Court
 from sera_plugin.review.pairing import (
+    Rejection,
     Sampled,
     SampleStats,
     Shortfall,
@@ -135,10 +136,11 @@ class Bootstrapper:
             pools = self.court.pools(pools, prompts, label)
             # The guard asks whether the implicit reward can be trusted, which then ranks nothing.
             guard = guard.model_copy(update={"enabled": False}) if self.court.replaces else guard
+        rejection = Rejection(settings.rejected, self.seed, size.number)
         penalty = settings.length_penalty
         if penalty == "auto":
-            penalty = balanced_penalty(pools, self.beta)
-        pairs, short = bootstrap(pools, self.beta, penalty)
+            penalty = balanced_penalty(pools, self.beta, rejection)
+        pairs, short = bootstrap(pools, self.beta, penalty, rejection)
         answers = for_the_guard(written, candidates, self.beta, penalty)
         margins = np.concatenate(
             [(r.chosen - r.rejected)[r.finite] for r in evaluation_ratios] or [np.zeros(0)]

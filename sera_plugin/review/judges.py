@@ -1,4 +1,7 @@
-"""Judges of answers: the implicit reward alone, a function of the user's own, a reward model."""
+"""Judges of answers: the implicit reward alone, a function of the user's own, a reward model.
+
+The contrast of quality prompts is in ``review.contrast_judge``.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ from sera_plugin.config import BootstrapConfig
 from sera_plugin.config.fields import is_function
 from sera_plugin.config.parts import JUDGES
 from sera_plugin.host.models import fingerprint, whole_models
-from sera_plugin.review.judging import KEY, Court, Judge, Question
+from sera_plugin.review.judging import KEY, Court, Judge, PoolJudge, Question
 from sera_plugin.runtime.errors import JudgeError, first_line
+from sera_plugin.scoring.contrast import Contrast
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,16 @@ class JudgeParts:
         config: the ``sera.bootstrap`` block.
         tokenizer: the policy's tokenizer, which turns token ids into text.
         accelerator: the trainer's accelerator.
+        contrast: measures the contrast of quality prompts, where the block asks for it.
     """
 
     config: BootstrapConfig
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
+    contrast: Contrast | None = None
 
 
-def judge_of(parts: JudgeParts) -> Judge | None:
+def judge_of(parts: JudgeParts) -> Judge | PoolJudge | None:
     """The judge that ``sera.bootstrap.judge`` names; None where the implicit reward ranks alone.
 
     Raises:
@@ -49,26 +55,18 @@ def judge_of(parts: JudgeParts) -> Judge | None:
     """
     named = parts.config.judge
     if named in JUDGES.names:
-        found: Judge | None = JUDGES.load(named)(parts)
+        found: Judge | PoolJudge | None = JUDGES.load(named)(parts)
         return found
     if is_function(named):
         return FunctionJudge(named, parts.tokenizer)
     return RewardModelJudge(named, parts.tokenizer, parts.accelerator)
 
 
-def court_of(
-    config: BootstrapConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    folder: Path,
-    after_shard: Callable[[], None],
-) -> Court | None:
+def court_of(parts: JudgeParts, folder: Path, after_shard: Callable[[], None]) -> Court | None:
     """What deals a run's answers to its judge; None without one. Every rank must call this alike.
 
     Args:
-        config: the ``sera.bootstrap`` block.
-        tokenizer: the policy's tokenizer.
-        accelerator: the trainer's accelerator.
+        parts: what the judge is made from.
         folder: where shards are kept.
         after_shard: called on every rank when a shard is finished.
 
@@ -76,10 +74,11 @@ def court_of(
         SeraConfigError: if a function can't be imported.
         JudgeError: if a reward model can't be used.
     """
-    judge = judge_of(JudgeParts(config, tokenizer, accelerator)) if config.fraction > 0 else None
+    config = parts.config
+    judge = judge_of(parts) if config.fraction > 0 else None
     if judge is None:
         return None
-    return Court(accelerator, judge, folder, config.judge_mode == "replace", after_shard)
+    return Court(parts.accelerator, judge, folder, config.judge_mode == "replace", after_shard)
 
 
 def implicit(parts: JudgeParts) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,19 @@ class Judge(Protocol):
     def __call__(self, questions: Sequence[Question]) -> Sequence[float | None]: ...
 
 
+@runtime_checkable
+class PoolJudge(Protocol):
+    """Scores all answers at once, in passes that all ranks take, with shards of its own.
+
+    Attributes:
+        identity: as that of ``Judge``.
+    """
+
+    identity: str
+
+    def of_pools(self, pools: Sequence[Pool], label: str) -> list[float | None]: ...
+
+
 def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:
     """The judge's scores, one per question.
 
@@ -81,7 +94,7 @@ def checked(judge: Judge, questions: Sequence[Question]) -> list[float | None]:
     return [None if score is None else float(score) for score in scores]
 
 
-def _name(judge: Judge) -> str:
+def _name(judge: Judge | PoolJudge) -> str:
     """The judge's identity without the hash at its end."""
     return judge.identity.rpartition(":")[0]
 
@@ -126,7 +139,7 @@ class Court:
     """
 
     accelerator: Accelerator
-    judge: Judge
+    judge: Judge | PoolJudge
     folder: Path
     replaces: bool
     after_shard: Callable[[], None] | None = None
@@ -146,17 +159,7 @@ class Court:
         Raises:
             JudgeError: as ``scores``.
         """
-        prompt_ids = {prompt.example_id: prompt.token_ids for prompt in prompts}
-        scores = iter(
-            self.scores(
-                [
-                    Question(pool.example_id, prompt_ids[pool.example_id], answer.token_ids)
-                    for pool in pools
-                    for answer in pool.candidates
-                ],
-                label,
-            )
-        )
+        scores = iter(self._all_scores(pools, prompts, label))
         judged = [
             [replace(c, verdict=Verdict(next(scores), self.replaces)) for c in pool.candidates]
             for pool in pools
@@ -165,6 +168,20 @@ class Court:
             Pool(pool.example_id, tuple(c for c in found if self._competes(c)))
             for pool, found in zip(pools, judged, strict=True)
         )
+
+    def _all_scores(
+        self, pools: Sequence[Pool], prompts: Sequence[Prompt], label: str
+    ) -> list[float | None]:
+        """A score of every candidate, in the order of the pools."""
+        if isinstance(self.judge, PoolJudge):
+            return self._opinions(self.judge.of_pools(pools, label))
+        prompt_ids = {prompt.example_id: prompt.token_ids for prompt in prompts}
+        questions = [
+            Question(pool.example_id, prompt_ids[pool.example_id], answer.token_ids)
+            for pool in pools
+            for answer in pool.candidates
+        ]
+        return self.scores(questions, label)
 
     def _competes(self, candidate: Candidate) -> bool:
         verdict = candidate.verdict
@@ -184,10 +201,12 @@ class Court:
         """
         batches = [questions[start : start + BATCH] for start in range(0, len(questions), BATCH)]
         failed: list[JudgeError] = []
+        asked = self.judge
+        assert not isinstance(asked, PoolJudge), "such a judge is asked with whole pools"
 
         def judge(number: int) -> list[float | None]:
             try:
-                return [] if failed else checked(self.judge, batches[number])
+                return [] if failed else checked(asked, batches[number])
             except JudgeError as error:
                 failed.append(error)
                 return []
@@ -211,7 +230,10 @@ class Court:
             alike=False,
         ).results(len(batches))
         scores = [score for number in range(len(batches)) for score in found[number]]
-        if questions and all(score is None for score in scores):
+        return self._opinions(scores)
+
+    def _opinions(self, scores: list[float | None]) -> list[float | None]:
+        if scores and all(score is None for score in scores):
             raise JudgeError(
                 f"{KEY}: {_name(self.judge)} has no opinion on any of the {len(scores)} answers; "
                 "it must return a number for some of them."

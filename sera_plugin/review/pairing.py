@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 
 from sera_plugin.data.candidates import BootstrappedPair, Candidate, Completion, Pool, Source
+from sera_plugin.data.ids import permutation
 from sera_plugin.review.guard import SampledCompletions
 
 
@@ -25,6 +27,46 @@ class Shortfall(StrEnum):
     NOT_NEW = "not_new"
     DISAGREE = "disagree"
     UNJUDGED = "unjudged"
+    NO_REFERENCE = "no_reference"
+
+
+WORST_OF = 5
+"""Answers of which the worst is rejected by ``worst_of``."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Which answer of a pool is rejected.
+
+    Attributes:
+        rule: ``worst`` of all; ``worst_of``, of 5 drawn by (seed, round, example), as arXiv
+            2502.16825 has it; or ``reference``, of those that the reference wrote, as arXiv
+            2508.06026 has it.
+        seed: the run's seed.
+        round_number: the round.
+    """
+
+    rule: Literal["worst", "worst_of", "reference"] = "worst"
+    seed: int = 0
+    round_number: int = 0
+
+    def of(self, example_id: str, ranked: Sequence[Candidate]) -> Candidate | None:
+        """The answer that is rejected, or None.
+
+        Args:
+            example_id: of the pool.
+            ranked: its different answers, best first.
+        """
+        if self.rule == "reference":
+            return next((c for c in ranked[::-1] if c.source is Source.REFERENCE), None)
+        if self.rule == "worst_of":
+            names = [repr(candidate.token_ids) for candidate in ranked]
+            drawn = permutation(names, self.seed, self.round_number, example_id, "rejected")
+            return ranked[max(drawn[:WORST_OF])]
+        return ranked[-1]
+
+
+WORST = Rejection()
 
 
 def distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -35,8 +77,10 @@ def distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(first.values())
 
 
-def best_against_worst(pool: Pool, beta: float, penalty: float) -> BootstrappedPair | Shortfall:
-    """Rank a pool by reward and pair its best with its worst answer.
+def best_against_worst(
+    pool: Pool, beta: float, penalty: float, rejection: Rejection = WORST
+) -> BootstrappedPair | Shortfall:
+    """Rank a pool by reward and pair its best answer with the one that is rejected.
 
     An answer that was cut is never chosen. A pair needs at least one sampled answer. Equal
     rewards break by token ids, so the result does not depend on the order of the candidates.
@@ -46,6 +90,7 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> BootstrappedP
         pool: the candidates of one prompt.
         beta: β of the loss.
         penalty: α, reward per token.
+        rejection: which answer is rejected.
     """
     candidates = distinct(pool.candidates)
     if len(candidates) < 2:
@@ -54,7 +99,9 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> BootstrappedP
     finished = [candidate for candidate in ranked if candidate.finished]
     if not finished:
         return Shortfall.TRUNCATED
-    best, worst = finished[0], ranked[-1]
+    best, worst = finished[0], rejection.of(pool.example_id, ranked)
+    if worst is None or (worst is best and rejection.rule == "reference"):
+        return Shortfall.NO_REFERENCE
     margin = best.reward(beta, penalty) - worst.reward(beta, penalty)
     if not margin > 0:
         return Shortfall.TRUNCATED if ranked[0] is not best else Shortfall.EQUAL_REWARDS
@@ -70,13 +117,13 @@ def best_against_worst(pool: Pool, beta: float, penalty: float) -> BootstrappedP
 
 
 def bootstrap(
-    pools: Sequence[Pool], beta: float, penalty: float
+    pools: Sequence[Pool], beta: float, penalty: float, rejection: Rejection = WORST
 ) -> tuple[list[BootstrappedPair], dict[Shortfall, int]]:
     """Pair every pool; also counts why pools gave no pair."""
     pairs: list[BootstrappedPair] = []
     short = dict.fromkeys(Shortfall, 0)
     for pool in pools:
-        result = best_against_worst(pool, beta, penalty)
+        result = best_against_worst(pool, beta, penalty, rejection)
         if isinstance(result, Shortfall):
             short[result] += 1
         else:
@@ -89,7 +136,9 @@ def keep_top(pairs: Sequence[BootstrappedPair], count: int) -> list[Bootstrapped
     return sorted(pairs, key=lambda pair: (-pair.margin, pair.example_id))[:count]
 
 
-def balanced_penalty(pools: Sequence[Pool], beta: float, steps: int = 60) -> float:
+def balanced_penalty(
+    pools: Sequence[Pool], beta: float, rejection: Rejection = WORST, steps: int = 60
+) -> float:
     """The α at which chosen and rejected answers of all pairs have equal mean length.
 
     The mean length of chosen minus rejected falls as α rises (each prompt's best answer gets no
@@ -101,34 +150,40 @@ def balanced_penalty(pools: Sequence[Pool], beta: float, steps: int = 60) -> flo
     spread = [
         abs(a.reward(beta, 0.0) - b.reward(beta, 0.0))
         for pool in pools
-        for a, b in [_extremes(pool, beta, 0.0)]
+        for a, b in [_extremes(pool, beta, 0.0, rejection)]
     ]
     high = max(spread, default=0.0)
-    if high == 0.0 or _length_gap(pools, beta, 0.0) == 0.0:
+
+    def gap(alpha: float) -> float:
+        return _length_gap(pools, beta, alpha, rejection)
+
+    if high == 0.0 or gap(0.0) == 0.0:
         return 0.0
     low = -high
     for _ in range(steps):
         middle = (low + high) / 2
-        if _length_gap(pools, beta, middle) > 0:
+        if gap(middle) > 0:
             low = middle
         else:
             high = middle
-    return min((low, high), key=lambda alpha: (abs(_length_gap(pools, beta, alpha)), abs(alpha)))
+    return min((low, high), key=lambda alpha: (abs(gap(alpha)), abs(alpha)))
 
 
-def _extremes(pool: Pool, beta: float, penalty: float) -> tuple[Candidate, Candidate]:
+def _extremes(
+    pool: Pool, beta: float, penalty: float, rejection: Rejection
+) -> tuple[Candidate, Candidate]:
     ranked = sorted(
         distinct(pool.candidates), key=lambda c: (-c.reward(beta, penalty), c.token_ids)
     )
     finished = [candidate for candidate in ranked if candidate.finished] or ranked
-    return finished[0], ranked[-1]
+    return finished[0], rejection.of(pool.example_id, ranked) or finished[0]
 
 
-def _length_gap(pools: Sequence[Pool], beta: float, penalty: float) -> float:
+def _length_gap(pools: Sequence[Pool], beta: float, penalty: float, rejection: Rejection) -> float:
     """Mean of |y⁺| − |y⁻| over the pools, in tokens."""
     gaps = [
         len(best.token_ids) - len(worst.token_ids)
-        for best, worst in (_extremes(pool, beta, penalty) for pool in pools)
+        for best, worst in (_extremes(pool, beta, penalty, rejection) for pool in pools)
     ]
     return float(np.mean(gaps)) if gaps else 0.0
 

@@ -54,14 +54,7 @@ class QualityPairs:
             max_length: the loss sees this many tokens of prompt and answer.
             scores: which columns hold the scores, if they are there.
         """
-        given = [n for n in ("tools", "chat_template_kwargs") if n in dataset.column_names]
-        prompts = []
-        for example_id, row in zip(
-            pairs.ids, dataset.select_columns(["prompt", *given]), strict=True
-        ):
-            prompt = writer.write(row["prompt"], f"example {example_id}")
-            options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
-            prompts.append(np.asarray(writer.ids(prompt, **options), dtype=np.int32))
+        prompts = prompts_with(writer, dataset, pairs.ids)
         carried = not missing_columns(scores, dataset.column_names)
         margins = external_margins(dataset, scores) if carried else np.full(len(pairs), np.nan)
         return cls(pairs, prompts, margins, max_length or 2**31)
@@ -108,6 +101,23 @@ class QualityPairs:
             chosen, rejected = sides[::-1] if row.flipped else sides
         most_chosen, most_rejected = self.visible(row)
         return (prompt, chosen[:most_chosen]), (prompt, rejected[:most_rejected])
+
+
+def prompts_with(writer: QualityWriter, dataset: Dataset, ids: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of p⊕x, int32, one array per row.
+
+    Args:
+        writer: puts p into prompts.
+        dataset: rows as TRL prepared them, with their original columns.
+        ids: their example ids, for errors.
+    """
+    given = [n for n in ("tools", "chat_template_kwargs") if n in dataset.column_names]
+    prompts = []
+    for example_id, row in zip(ids, dataset.select_columns(["prompt", *given]), strict=True):
+        prompt = writer.write(row["prompt"], f"example {example_id}")
+        options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+        prompts.append(np.asarray(writer.ids(prompt, **options), dtype=np.int32))
+    return prompts
 
 
 class QualityCompletions:

@@ -51,7 +51,7 @@ def check_data(
     check_dataset(cfg, config, dataset)
     check_scores(config, dataset.column_names)
     check_tokenizer(cfg, config, dataset, tokenizer)
-    for asked in config.selection.asked:
+    for asked in config.asked:
         templates = chat_templates(cfg, tokenizer)
         for writer in opposite_writers(asked, tokenizer, templates):
             if writer is not None:
@@ -70,7 +70,7 @@ def check_methods(cfg: Any, config: SeraConfig) -> None:
     rule_of(config.selection)
     for signal in config.selection.measured:
         SIGNALS.load(signal)
-    for asked in config.selection.asked:
+    for asked in config.asked:
         opposite_texts(asked)
     judge = config.bootstrap.judge
     if is_function(judge):

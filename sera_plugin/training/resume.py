@@ -127,7 +127,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "terms": described(run.config.terms),
         "quality_prompt": None,
         "delta_baseline": None,
-        "contrast_prompts": [list(opposite_texts(a)) for a in run.config.selection.asked] or None,
+        "contrast_prompts": [list(opposite_texts(a)) for a in run.config.asked] or None,
         **(run.objective.identity() if run.objective else {}),
         "base_model": str(host.cfg.base_model),
         # Relative, so that a run and its YAML can be moved together.

@@ -134,7 +134,8 @@ class ReviewedRounds:
         if rounds_left:
             self._packed = packed_steps(run)
             score_reference(run, self._found)
-            self._opened = run = with_contrast(run)
+            assert self._found.reference is not None
+            self._opened = run = with_contrast(run, self._found.reference)
         restore(run, self._found, start)
         if run.objective is not None and start.checkpoint is not None:
             restore_terms(run.objective, start.checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sera_plugin.config import SeraConfig
-from sera_plugin.data.margins import margins_for
+from sera_plugin.data.margins import PairLogps, margins_for
 from sera_plugin.data.pairs import EvaluationPairs, OfflinePairs
 from sera_plugin.data.schedule import Schedule
 from sera_plugin.data.store import RunStore
@@ -17,7 +17,7 @@ from sera_plugin.host.facts import HostRun
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.host.quantised import keep_gradients
 from sera_plugin.review.bootstrap import Bootstrapper
-from sera_plugin.review.judges import court_of
+from sera_plugin.review.judges import JudgeParts, court_of
 from sera_plugin.review.lossdiff import Aligner, Alignment
 from sera_plugin.review.review import Reviewer
 from sera_plugin.runtime.memory import Fitting
@@ -50,6 +50,7 @@ class Run:
         sampling: how completions are sampled.
         reviewer: makes the reviews.
         objective: the loss with its terms; None for the host's own.
+        contrast: measures the contrast of quality prompts; None where nothing asks for it.
     """
 
     config: SeraConfig
@@ -64,6 +65,7 @@ class Run:
     sampling: Sampling
     reviewer: Reviewer
     objective: Objective | None
+    contrast: Contrast | None
 
     @property
     def is_main(self) -> bool:
@@ -119,7 +121,20 @@ def open_run(
     )
     engine = engine_of(EngineParts(bootstrap, host.cfg, accelerator, policies.unwrapped, tokenizer))
     sampler = sampler_of(engine, sampling, accelerator, stop.check, may_cut)
-    court = court_of(bootstrap, tokenizer, accelerator, store.work, stop.check)
+    contrast = None
+    if config.asked:
+        contrast = Contrast(
+            config=config.selection.contrast,
+            pairs=pairs,
+            dataset=host.train,
+            tokenizer=tokenizer,
+            templates=chat_templates(host.cfg, tokenizer),
+            scorer=scorer,
+            policies=policies,
+            max_length=host.max_length,
+        )
+    judged = JudgeParts(bootstrap, tokenizer, accelerator, contrast)
+    court = court_of(judged, store.work, stop.check)
     bootstrapper = Bootstrapper(
         config=config,
         pairs=pairs,
@@ -147,30 +162,24 @@ def open_run(
         objective = objective_of(parts)
     return Run(
         config, host, schedule, store, pairs, evaluation, stop, weights, policies, sampling,
-        reviewer, objective,
+        reviewer, objective, contrast,
     )  # fmt: skip
 
 
-def with_contrast(run: Run) -> Run:
+def with_contrast(run: Run, reference: PairLogps) -> Run:
     """The run with the contrast of its pairs, where that is a signal. Every rank must call this.
+
+    Args:
+        run: the run.
+        reference: log-probs of D under πref.
 
     Raises:
         SeraConfigError: if a prompt has no place in the pairs' prompts.
     """
-    if "contrast" not in run.config.selection.measured:
+    if run.contrast is None or "contrast" not in run.config.selection.measured:
         return run
-    host = run.host
-    contrast = Contrast(
-        config=run.config.selection.contrast,
-        pairs=run.pairs,
-        dataset=host.train,
-        tokenizer=host.tokenizer,
-        templates=chat_templates(host.cfg, host.tokenizer),
-        scorer=run.reviewer.scorer,
-        policies=run.policies,
-        max_length=host.max_length,
-    )
-    return replace(run, reviewer=replace(run.reviewer, contrast=contrast.measured()))
+    measured = run.contrast.measured(reference)
+    return replace(run, reviewer=replace(run.reviewer, contrast=measured))
 
 
 def with_auxiliary(

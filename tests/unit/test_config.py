@@ -86,6 +86,7 @@ def test_defaults():
             "gather": "auto",
             "judge": "implicit",
             "judge_mode": "replace",
+            "rejected": "worst",
             "guard": {
                 "enabled": True,
                 "max_drift": 0.5,
@@ -397,8 +398,23 @@ def test_every_field_has_a_description(model):
         ),
         (
             {"bootstrap": {"judge": ""}},
-            "sera.bootstrap.judge: '' is not allowed; it must be implicit, "
+            "sera.bootstrap.judge: '' is not allowed; it must be implicit, contrast, "
             "package.module:function, or the path of a reward model.",
+        ),
+        (
+            {"bootstrap": {"rejected": "best"}},
+            "sera.bootstrap.rejected: 'best' is not allowed; it must be worst or worst_of or "
+            "reference.",
+        ),
+        (
+            {"bootstrap": {"rejected": "reference", "sampler": "policy"}},
+            "sera.bootstrap.sampler: policy can't be used with sera.bootstrap.rejected: reference, "
+            "for which the reference must write answers; it must be mixed or reference.",
+        ),
+        (
+            {"bootstrap": {"rejected": "reference", "num_candidates": 1}},
+            "sera.bootstrap.num_candidates: 1 is not enough for sera.bootstrap.sampler: mixed; it "
+            "must be 2 or more, one for each writer.",
         ),
         (
             {"selection": {"rule": "band", "band": [80, 20]}},

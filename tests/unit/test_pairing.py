@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from math import comb
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from sera_plugin.data.candidates import BootstrappedPair, Candidate, Pool, Source
 from sera_plugin.review.pairing import (
+    Rejection,
     Shortfall,
     balanced_penalty,
     best_against_worst,
@@ -112,6 +114,64 @@ def test_an_offline_answer_stands_for_its_sampled_copy():
     assert distinct([own, offline, own]) == (offline,)
 
 
+def test_the_answer_that_is_rejected_by_hand():
+    best, worst = answer([1], 9.0), answer([9, 9], -9.0)
+    own = [answer([2, n], float(n)) for n in range(6)]
+    base = [answer([3, n], n - 5.5, Source.REFERENCE) for n in range(3)]
+    pool = pool_of(worst, *own, *base, best)
+    assert best_against_worst(pool, 0.1, 0.0).rejected == worst
+    by_reference = Rejection("reference", 7, 2)
+    pair = best_against_worst(pool, 0.1, 0.0, by_reference)
+    assert (pair.chosen, pair.rejected) == (best, base[0])
+    assert pair.margin == pytest.approx(0.1 * (9 + 5.5))
+    for few in (pool_of(best, *own), pool_of(*own, answer([4], 10.0, Source.REFERENCE))):
+        assert best_against_worst(few, 0.1, 0.0, by_reference) is Shortfall.NO_REFERENCE
+
+
+def test_the_worst_of_five_that_are_drawn():
+    """Of 10 answers by rank, rank r is the worst of 5 drawn with C(r−1, 4) / C(10, 5)."""
+    ranked = [answer([n], -float(n)) for n in range(10)]
+    found = [
+        best_against_worst(
+            pool_of(*ranked[::-1], example_id=f"{n}"), 1.0, 0.0, Rejection("worst_of", 7, 2)
+        ).rejected.token_ids[0]
+        for n in range(2000)
+    ]
+    assert min(found) >= 4
+    for rank in range(4, 10):
+        share = comb(rank, 4) / comb(10, 5)
+        assert found.count(rank) / 2000 == pytest.approx(share, abs=4 * (share / 2000) ** 0.5)
+    pool = pool_of(*ranked)
+    assert {
+        best_against_worst(pool, 1.0, 0.0, Rejection("worst_of", 7, n)).rejected.token_ids
+        for n in range(20)
+    } > {(9,), (8,)}
+    few = pool_of(*ranked[:5])
+    assert best_against_worst(few, 1.0, 0.0, Rejection("worst_of", 7, 2)).rejected == ranked[4]
+
+
+@given(pools, st.sampled_from(["worst", "worst_of", "reference"]), st.randoms())
+def test_who_is_rejected_does_not_depend_on_the_order_of_candidates(pool, rule, draw):
+    rejection, each = Rejection(rule, 3, 2), list(distinct(pool.candidates))
+    here = best_against_worst(pool_of(*each), 0.5, 0.25, rejection)
+    there = best_against_worst(pool_of(*draw.sample(each, len(each))), 0.5, 0.25, rejection)
+    if isinstance(here, Shortfall):
+        assert there is here
+        return
+    assert (here.chosen, here.rejected) == (there.chosen, there.rejected)
+    assert here.margin > 0
+    assert rule != "reference" or here.rejected.source is Source.REFERENCE
+
+
+def test_the_penalty_balances_the_pairs_that_are_made():
+    rejection = Rejection("reference")
+    long, short = answer([1] * 8, 9.0), answer([2] * 2, 8.0)
+    base = [answer([3] * 5, 1.0, Source.REFERENCE), answer([4] * 2, 0.0, Source.REFERENCE)]
+    alpha = balanced_penalty([pool_of(long, short, *base)], 1.0, rejection)
+    assert alpha == pytest.approx(1 / 6, rel=1e-6)
+    assert balanced_penalty([pool_of(long, short)], 1.0, rejection) == 0.0
+
+
 @given(pools)
 def test_distinct_keeps_every_answer_once(pool):
     kept = distinct(pool.candidates)
@@ -161,6 +221,7 @@ def test_bootstrap_counts_reasons():
         Shortfall.NOT_NEW: 1,
         Shortfall.DISAGREE: 0,
         Shortfall.UNJUDGED: 0,
+        Shortfall.NO_REFERENCE: 0,
     }
 
 

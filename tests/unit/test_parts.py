@@ -19,7 +19,7 @@ from sera_plugin.config import BootstrapConfig, SelectionConfig, parse_block
 from sera_plugin.config.parts import ENGINES, JUDGES, RULES, SIGNALS, TERMS, Registry
 from sera_plugin.data.candidates import Prompt
 from sera_plugin.review.judges import JudgeParts, court_of, judge_of
-from sera_plugin.review.judging import checked
+from sera_plugin.review.judging import PoolJudge, checked
 from sera_plugin.review.rules import Evidence
 from sera_plugin.review.selection import rule_of
 from sera_plugin.runtime.errors import EngineError, SeraConfigError
@@ -67,7 +67,7 @@ def test_the_schema_names_the_parts() -> None:
     assert signals["items"]["anyOf"][0] == {"enum": list(SIGNALS.names)}
     bootstrap = BootstrapConfig.model_json_schema()["properties"]
     assert bootstrap["engine"]["anyOf"][0] == {"enum": list(ENGINES.names)}
-    assert bootstrap["judge"]["anyOf"][0] == {"enum": ["implicit"]}
+    assert bootstrap["judge"]["anyOf"][0] == {"enum": ["implicit", "contrast"]}
 
 
 @pytest.mark.slow
@@ -149,8 +149,10 @@ def test_one_line_makes_a_part_built_in(
     assert rule_of(config.selection)(evidence()).tolist() == [-0.5, 0.5, 1.5, 2.5]
     assert engine_class("phrases").name == "phrases"
     tokenizer, accelerator = AutoTokenizer.from_pretrained(llama), Accelerator(cpu=True)
-    court = court_of(config.bootstrap, tokenizer, accelerator, tmp_path, lambda: None)
+    parts = JudgeParts(config.bootstrap, tokenizer, accelerator)
+    court = court_of(parts, tmp_path, lambda: None)
     assert court is not None
+    assert not isinstance(court.judge, PoolJudge)
     assert checked(court.judge, []) == []
     with pytest.raises(ValueError, match="'our' is unknown; did you mean ours"):
         RULES.check("our")
@@ -162,7 +164,8 @@ def test_the_implicit_reward_needs_no_court(tmp_path: Path) -> None:
     assert judge_of(JudgeParts(BootstrapConfig(), tokenizer, accelerator)) is None
     off = BootstrapConfig(fraction=0.0, judge="nowhere:at_all")
     for config in (BootstrapConfig(), off):
-        assert court_of(config, tokenizer, accelerator, tmp_path, lambda: None) is None
+        parts = JudgeParts(config, tokenizer, accelerator)
+        assert court_of(parts, tmp_path, lambda: None) is None
 
 
 def test_the_rule_of_the_page(page: list[dict[str, Any]]) -> None:
