@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.evidence.arm import ASKS_FOR_QUALITY, KEEP, SHIPPED, Arm, sera_block
+from benchmarks.evidence.arm import ASKS_FOR_QUALITY, GUARD, KEEP, SHIPPED, Arm, sera_block
 from benchmarks.evidence.terms import REVIEWED
 
 CONTRAST = {
@@ -31,6 +31,14 @@ def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
     )
 
 
+def _fresh(note: str, **bootstrap: Any) -> Arm:
+    """``sera: true`` with other keys of ``sera.bootstrap``."""
+    guarded = {"ensemble": False, "guard": GUARD}
+    block = sera_block(bootstrap=guarded | bootstrap)
+    return Arm(block, tuned_as="sera", note=f"`sera: true`, {note}", fresh=True)
+
+
+EIGHT = {"num_candidates": 8}
 AFTER_ONE = {"signals": ["contrast"], "contrast": CONTRAST}
 BY_JUDGE = {"by": "external", "use": "drop", "source": "training"}
 ARMS: dict[str, Arm] = {
@@ -61,6 +69,19 @@ ARMS: dict[str, Arm] = {
         fresh=True,
         near="dpo",
     ),
+    "sera-contrast": Arm(
+        sera_block(
+            keep="auto",
+            warmup_rounds=0,
+            selection={"by": "contrast", "source": "training", "contrast": CONTRAST}
+            | {"use": "weight"},
+            bootstrap={"judge": "contrast", "ensemble": False},
+        ),
+        note="`contrast` with bootstrapped pairs, fresh answers judged by the contrast",
+        more=ASKS_FOR_QUALITY,
+        fresh=True,
+        tuned_as="contrast-weight",
+    ),
     "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
     "judge-drop": Arm(
         sera_block(fraction=0.0, warmup_rounds=0, selection=BY_JUDGE),
@@ -68,6 +89,17 @@ ARMS: dict[str, Arm] = {
         scored=True,
         fresh=True,
         near="dpo",
+    ),
+    "pool-policy": _fresh("fresh answers alone compete", pool="policy"),
+    "rejected-worst": _fresh("8 candidates", **EIGHT),
+    "rejected-worst-of": _fresh(
+        "8 candidates, the worst of 5 drawn is rejected", rejected="worst_of", **EIGHT
+    ),
+    "rejected-reference": _fresh(
+        "8 candidates, half of them the reference's, the worst of which is rejected",
+        rejected="reference",
+        sampler="mixed",
+        **EIGHT,
     ),
     "oracle-new": Arm(
         clean=True, note="DPO on the same pairs without flipped labels", fresh=True, near="dpo"

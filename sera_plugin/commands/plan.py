@@ -17,9 +17,11 @@ from sera_plugin.training.costs import (
     Memory,
     ModelSize,
     forwards_per_rank,
+    judged_tokens,
     memory_per_rank,
     round_tokens,
     sampling_batches_per_rank,
+    scores_pairs,
 )
 
 
@@ -35,6 +37,10 @@ class Lengths:
         evaluation: the same sum over the evaluation pairs.
         refined: the sum over all pairs with the quality prompt in their prompts; 0 without
             refinement.
+        contrast: tokens that the reference scores for the contrast of all pairs, over all passes;
+            0 where that is no signal.
+        asked: mean tokens of a prompt with a prompt of the contrast in it, one per pass; empty
+            unless the judge is `contrast`.
     """
 
     pairs: int
@@ -43,6 +49,8 @@ class Lengths:
     total: int
     evaluation: int = 0
     refined: int = 0
+    contrast: int = 0
+    asked: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class RunPlan:
     Attributes:
         rounds: all rounds up to ``max_steps``.
         updates: of the whole run.
-        opening_tokens: scored under the reference before round 1.
+        opening_tokens: scored under the reference before round 1, for the contrast of pairs, too.
         lengths: of the data.
         processes: GPUs.
         stage: ZeRO stage of the config, 3 for FSDP.
@@ -170,8 +178,9 @@ def plan_round(
     prompts = share_of(bootstrap.prompts, lengths.pairs) if size.bootstrapped else 0
     answer = min(lengths.answer, bootstrap.max_new_tokens)
     pair_tokens = lengths.total / lengths.pairs
+    rescored = scores_pairs(config, size.number)
     cost = round_tokens(
-        lengths.pairs,
+        lengths.pairs if rescored else 0,
         pair_tokens,
         lengths.prompt,
         answer,
@@ -180,7 +189,9 @@ def plan_round(
         candidates=bootstrap.num_candidates,
         models=3 if bootstrap.ensemble and not first_review else 2,
     )
-    scored = cost.scored + lengths.evaluation if size.reviewed else 0
+    evaluation = lengths.evaluation if size.number > 1 else 0
+    judged = judged_tokens(bootstrap, prompts, lengths.asked, answer)
+    scored = cost.scored + evaluation + judged if size.reviewed else 0
     refined = round(size.total * lengths.refined / lengths.pairs)
     stored = refined if config.refinement and config.refinement.source == "round" else 0
     parts = (
@@ -263,7 +274,7 @@ def assemble(
             )
         )
         done = last
-    opening = lengths.total + lengths.evaluation
+    opening = lengths.total + lengths.evaluation + lengths.contrast
     times = [seconds(((opening, speed.scoring),)), *(entry.seconds for entry in rounds)]
     return RunPlan(
         rounds=tuple(rounds),

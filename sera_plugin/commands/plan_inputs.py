@@ -90,7 +90,32 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
         total=total(train),
         evaluation=evaluation,
         refined=_refined(cfg, config, train, rows, tokenizer),
+        **_contrast(cfg, config, train, rows, tokenizer),
     )
+
+
+def _contrast(
+    cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any
+) -> dict[str, Any]:
+    """What the contrast of quality prompts takes, as ``Lengths`` has it."""
+    import numpy as np
+
+    from sera_plugin.scoring.quality_pairs import QualityPairs
+    from sera_plugin.scoring.quality_prompt import opposite_writers
+
+    tokens, asked = 0, []
+    for prompts in config.asked:
+        for writer in opposite_writers(prompts, tokenizer, chat_templates(cfg, tokenizer)):
+            if writer is not None:
+                scores = config.selection.external
+                quality = QualityPairs.of(train, rows, writer, cfg.sequence_len, scores)
+                tokens += quality.tokens
+                asked.append(float(np.mean([len(prompt) for prompt in quality.prompts])))
+    judges = config.bootstrap.judge == "contrast" and config.bootstrap.fraction > 0
+    return {
+        "contrast": tokens if config.selection.asked else 0,
+        "asked": tuple(asked) if judges else (),
+    }
 
 
 def _refined(cfg: Any, config: SeraConfig, train: OfflinePairs, rows: Any, tokenizer: Any) -> int:

@@ -28,6 +28,9 @@ from sera_plugin.scoring.quality_pairs import QualityCompletions, QualityPairs, 
 from sera_plugin.scoring.quality_prompt import QualityWriter, opposite_writers
 from sera_plugin.scoring.scorer import CompletionList, Completions, Scorer
 
+SAMPLE = 64
+"""Prompts of D that an estimate of what the contrast takes looks at."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -52,6 +55,23 @@ class Contrast:
     scorer: Scorer
     policies: Policies
     max_length: int | None
+
+    def asked_tokens(self) -> tuple[float, ...]:
+        """Mean tokens of a prompt of D with p in it, one per pass; from the first few prompts."""
+        few = range(min(SAMPLE, len(self.pairs)))
+        ids, dataset = [self.pairs.ids[row] for row in few], self.dataset.select(few)
+        usual = self.pairs.prompt_tokens
+        return tuple(
+            float(
+                usual.mean()
+                + np.mean([len(prompt) for prompt in prompts])
+                - usual[: len(few)].mean()
+            )
+            for asked in self.config.asked
+            for writer in self._writers(asked)
+            if writer is not None
+            for prompts in [prompts_with(writer, dataset, ids)]
+        )
 
     def measured(self, reference: PairLogps) -> np.ndarray:
         """s of each pair, float64, shape (n,); NaN where a prompt and an answer have no room.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sera_plugin.config import BootstrapConfig
+from sera_plugin.config import SeraConfig
+from sera_plugin.config.bootstrap import BootstrapConfig
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.schedule import Schedule, share_of
 from sera_plugin.host.facts import Models
@@ -148,6 +150,27 @@ def round_tokens(
     )
 
 
+def scores_pairs(config: SeraConfig, number: int) -> bool:
+    """Whether the review before a round scores D, or takes what is known already."""
+    return config.selection.source == "rescore" and number > 1
+
+
+def judged_tokens(
+    config: BootstrapConfig, sampled_prompts: int, asked: Sequence[float], answer_tokens: float
+) -> int:
+    """Tokens that the judge `contrast` scores in a review.
+
+    Args:
+        config: the ``sera.bootstrap`` block.
+        sampled_prompts: prompts that are sampled.
+        asked: mean tokens of a prompt with a quality prompt in it, one per pass of the reference.
+        answer_tokens: tokens of an answer.
+    """
+    offline = 2 if config.pool == "policy_and_offline" else 0
+    answers = sampled_prompts * (config.num_candidates + offline)
+    return round(sum(answers * (prompt + answer_tokens) for prompt in asked))
+
+
 def forwards_per_rank(tokens: float, token_budget: int, ranks: int) -> int:
     """Scoring forwards of each rank, at least: batches are filled to the budget without padding."""
     return math.ceil(math.ceil(tokens / token_budget) / ranks)
@@ -189,48 +212,60 @@ def model_size(model: torch.nn.Module, *, separate_reference: bool, deepspeed: b
 
 
 def estimate_text(
-    config: BootstrapConfig,
+    config: SeraConfig,
     pairs: OfflinePairs,
     schedule: Schedule,
     models: Models,
     refined_tokens: int,
+    asked: Sequence[float] = (),
 ) -> str:
-    """Tokens of a reviewed round and memory per rank, in two lines.
+    """Tokens of a reviewed round and memory per rank, in a few lines.
 
     Args:
-        config: the ``sera.bootstrap`` block.
+        config: the ``sera:`` block.
         pairs: D.
         schedule: the run's rounds.
         models: policy and reference.
         refined_tokens: tokens that Δ of every pair of D takes; 0 without refinement.
+        asked: mean tokens of a prompt with a prompt of the contrast in it, one per pass.
     """
+    bootstrap = config.bootstrap
     answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
     prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
     last = schedule.rounds[-1]
     size = next((size for size in schedule.rounds if size.reviewed), last)
-    sampled = share_of(config.prompts, len(pairs)) if size.bootstrapped else 0
+    sampled = share_of(bootstrap.prompts, len(pairs)) if size.bootstrapped else 0
     cost = round_tokens(
-        len(pairs),
+        len(pairs) if scores_pairs(config, last.number) else 0,
         2 * (prompt + answer),
         prompt,
-        min(answer, config.max_new_tokens),
+        min(answer, bootstrap.max_new_tokens),
         trained_pairs=size.total,
         sampled_prompts=sampled,
-        candidates=config.num_candidates,
+        candidates=bootstrap.num_candidates,
     )
     stage, ranks = 3 if models.fsdp else models.zero_stage, models.accelerator.num_processes
     separate = models.reference is not None
     policy = models.unwrapped(models.policy)
     sizes = model_size(policy, separate_reference=separate, deepspeed=models.deepspeed)
     memory = memory_per_rank(sizes, stage, ranks)
+    scored = cost.scored
+    if bootstrap.judge == "contrast":
+        scored += judged_tokens(bootstrap, sampled, asked, min(answer, bootstrap.max_new_tokens))
     reviewed = (
-        f"Estimate for each reviewed round: {cost.scored:,} tokens scored, {cost.sampled:,} "
+        f"Estimate for each reviewed round: {scored:,} tokens scored, {cost.sampled:,} "
         f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
     )
     refined = ""
+    if asked and config.selection.asked:
+        more = round(sum(2 * len(pairs) * (tokens + answer) for tokens in asked))
+        refined = (
+            f"Estimate of what the contrast of the pairs takes before round 1: {more:,} tokens "
+            "scored.\n"
+        )
     if refined_tokens:
         more = int(refined_tokens * size.total / len(pairs))
-        refined = (
+        refined += (
             f"Estimate of what Δ takes in a round of {size.total:,} pairs: {more:,} tokens scored "
             "with the quality prompt.\n"
         )

@@ -128,8 +128,9 @@ class ReviewedRounds:
         start_or_check(run, resumed=start.resumed)
         if run.is_main:
             refined = run.objective.tokens if run.objective is not None else 0
-            bootstrap = run.config.bootstrap
-            LOG.info("%s", estimate_text(bootstrap, run.pairs, schedule, host.models, refined))
+            asked = run.contrast.asked_tokens() if run.contrast is not None else ()
+            said = estimate_text(run.config, run.pairs, schedule, host.models, refined, asked)
+            LOG.info("%s", said)
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
             self._packed = packed_steps(run)

@@ -28,6 +28,14 @@ from sera_plugin.runtime.files import check_writable
 from sera_plugin.training import checks
 
 NO_WEIGHTS = "no file named model.safetensors"
+NO_SYSTEM: dict[str, Any] = {
+    "chat_template": "jinja",
+    "chat_template_jinja": (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    ),
+}
+"""Keys for a chat template that takes no system message."""
 ENDING = r"\[[\d :,-]+\] \[ERROR\] \[axolotl\.sera_plugin\.runtime\.endings\] "
 """What the log puts before the sentence that a run ends with."""
 
@@ -446,18 +454,13 @@ def test_empty_file_of_the_quality_prompt(refused: Start, tmp_path: Path):
 
 def test_chat_template_without_a_system_role(refused: Start, start: Start):
     refine = {"prompt": "be kind"}
-    jinja = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-        "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
-    )
-    changes: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": jinja}
-    sentence = refused(**changes, sera={"refine": refine | {"placement": "system"}})
+    sentence = refused(**NO_SYSTEM, sera={"refine": refine | {"placement": "system"}})
     assert sentence == (
         "sera.refine.placement: system can't be used because the chat template takes no system "
         "message; set it to user_prefix."
     )
     with pytest.raises(OSError, match=NO_WEIGHTS):
-        start(**changes, sera={"bootstrap": False, "refine": refine})
+        start(**NO_SYSTEM, sera={"bootstrap": False, "refine": refine})
 
 
 @pytest.mark.parametrize("loss", [["hinge"], ["sigmoid", "sft"], ["sigmoid_norm"]])
@@ -679,6 +682,24 @@ def test_missing_dependency_never_trains_plain_dpo(
     [
         ({"sera": {"ensembel": 0.3}}, "sera.ensembel: 0.3 is not a key of SeRA; did you mean"),
         ({"val_set_size": 0.999, "drop": ("test_datasets",)}, "val_set_size: 0.999 leaves no"),
+        (
+            {"sera": {"preset": "contrast"}, "dpo_loss_type": ["sigmoid_norm"]},
+            "dpo_loss_type: ['sigmoid_norm'] can't be used with sera.selection.use: weight, which "
+            "changes the loss of each pair; allowed are sigmoid, ipo, hinge and robust.",
+        ),
+        (
+            {"sera": {"preset": "contrast"}, **NO_SYSTEM},
+            "sera.selection.contrast.prompts.placement: system can't be used because the chat "
+            "template takes no system message; set it to user_prefix.",
+        ),
+        (
+            {"sera": {"bootstrap": {"judge": "contrast"}}, **NO_SYSTEM},
+            "sera.selection.contrast.prompts.placement: system can't be used because the chat",
+        ),
+        (
+            {"sera": {"bootstrap": {"rejected": "reference", "sampler": "policy"}}},
+            "sera.bootstrap.sampler: policy can't be used with sera.bootstrap.rejected: reference",
+        ),
     ],
 )
 def test_the_command_line_ends_with_the_sentence(
@@ -686,7 +707,9 @@ def test_the_command_line_ends_with_the_sentence(
 ):
     path = config(**{"base_model": str(weightless), **changes})
     output = run_cli("train", path, "--launcher", "python", expect_failure=True)
-    assert last_sentence(output).startswith(start_of_sentence)
+    sentence = last_sentence(output)
+    assert sentence.startswith(start_of_sentence)
+    assert_one_sentence(sentence)
     assert NO_WEIGHTS not in output
 
 

@@ -38,16 +38,20 @@ def planned(
     speed: Speed | None = None,
     *,
     max_steps: int | None = None,
-    refined: int = 0,
     num_rounds: int = 3,
+    warmup_rounds: int = 1,
+    refined: int = 0,
+    contrast: int = 0,
+    asked: tuple[float, ...] = (),
     **block: object,
 ) -> RunPlan:
-    config = parse_block({"bootstrap": {"max_new_tokens": 50}, **block})
+    block = {"warmup_rounds": warmup_rounds, "bootstrap": {"max_new_tokens": 50}, **block}
+    config = parse_block(block)
     assert isinstance(config, SeraConfig)
     schedule = plan(
         100,
         num_rounds=num_rounds,
-        warmup_rounds=1,
+        warmup_rounds=warmup_rounds,
         keep=config.selection.planned,
         fraction=config.bootstrap.fraction,
         batching=Batching(per_device=5, accumulation=1, ranks=2),
@@ -55,7 +59,7 @@ def planned(
     )
     return assemble(
         schedule,
-        replace(LENGTHS, refined=refined),
+        replace(LENGTHS, refined=refined, contrast=contrast, asked=asked),
         config,
         ModelSize(parameters=1000, trainable=1000),
         token_budget=400,
@@ -105,6 +109,39 @@ def test_refinement_scores_every_pair_of_a_round_once(source: str) -> None:
     # A pass per micro-batch is no scoring batch; 9,000 and 30,000 tokens, 400 in one, two ranks.
     forwards = [entry.forwards for entry in refined.rounds[:2]]
     assert forwards == ([12, 38] if source == "round" else [0, 27])
+
+
+def test_what_training_steps_note_is_not_scored() -> None:
+    second = planned(selection={"source": "training"}).rounds[1]
+    assert second.scored == 600 + 2 * 240 * 30
+    assert planned(selection={"source": "training"}, bootstrap=False).rounds[1].scored == 600
+
+
+def test_the_contrast_is_scored_before_round_1() -> None:
+    """Preset `contrast` scores nothing of D in its reviews, and no evaluation pairs before any
+    update."""
+    found = planned(
+        Speed(1000.0, None, 500.0),
+        preset="contrast",
+        warmup_rounds=0,
+        contrast=14000,
+        bootstrap={"fraction": 0.0},
+    )
+    assert found.opening_tokens == 6000 + 600 + 14000
+    assert [entry.scored for entry in found.rounds] == [0, 600, 600]
+    assert [entry.size.reviewed for entry in found.rounds] == [True] * 3
+    assert found.seconds == pytest.approx(20.6 + 2 * 0.6 + 3 * 12)
+
+
+def test_the_judge_contrast_scores_every_answer_of_a_prompt_in_every_pass() -> None:
+    judge = {"max_new_tokens": 50, "judge": "contrast"}
+    # 60 prompts with 4 sampled and 2 offline answers of 20 tokens, behind prompts of 25 and 30.
+    judged = 360 * (25 + 20) + 360 * (30 + 20)
+    found = planned(bootstrap=judge, asked=(25.0, 30.0))
+    assert found.rounds[1].scored == 21000 + judged
+    assert found.opening_tokens == 6600
+    alone = planned(bootstrap=judge | {"pool": "policy"}, asked=(25.0,))
+    assert alone.rounds[1].scored == 21000 + 240 * (25 + 20)
 
 
 def test_max_steps_cuts_the_plan() -> None:
@@ -273,6 +310,24 @@ def test_plan_of_a_config_for_eight_gpus_with_bf16(
     words = AutoTokenizer.from_pretrained(llama)
     tokens = slow.tokens_behind(words, "be kind", assets.pairs(TRAIN_PAIRS))
     assert [entry["refined"] for entry in found["rounds"]] == 3 * [tokens]
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("negative", ["be mean", None])
+def test_plan_counts_a_pass_for_each_prompt_of_the_contrast(
+    config: MakeConfig, run_cli: RunCli, llama: Path, negative: str | None
+) -> None:
+    asked = [{"positive": "be kind", "negative": negative, "placement": "system"}]
+    sera = {"preset": "contrast", "selection": {"contrast": {"prompts": asked}}}
+    path = config(sera=sera, drop=("test_datasets", "evals_per_epoch"))
+    said = run_cli("sera", "plan", path, "--json")
+    found = json.loads(said[said.index("\n{\n") :])
+    words = AutoTokenizer.from_pretrained(llama)
+    texts = ["be kind", *([negative] if negative else [])]
+    tokens = sum(slow.tokens_behind(words, text, assets.pairs(TRAIN_PAIRS)) for text in texts)
+    assert found["lengths"]["contrast"] == tokens
+    assert found["opening_tokens"] == found["lengths"]["total"] + tokens
+    assert [entry["scored"] for entry in found["rounds"]] == [0, 0, 0]
 
 
 def started(*command: str | Path) -> tuple[str, str]:
