@@ -84,6 +84,11 @@ def dataset_card(
         if stored.reviewed
         else "A warm-up round: all offline pairs."
     )
+    if any(row[ExportedPairs.WEIGHT] != 1 for row in rows):
+        how += (
+            " The run weighed the loss of its pairs by the column `weight`; trainers that don't "
+            "look at it count all pairs alike."
+        )
     settings = yaml.safe_dump({"sera": run.settings["sera"]}, sort_keys=False)
     keys = ("base_model", "loss_type", "beta", "seed", "sequence_len", "dataset_hash")
     facts = yaml.safe_dump(

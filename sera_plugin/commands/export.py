@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -93,26 +94,48 @@ def _rows(run: RunFiles, stored: StoredRound) -> Iterator[dict[str, Any]]:
         aside, seed = stored.summary.get(SET_ASIDE), run.settings.get("seed", 0)
         bad = aside if isinstance(aside, list) else ()
         for row in full_round(tuple(pairs), seed, stored.number, bad):
-            yield _offline(pairs, row.example_id, None, swapped=False, filled=row.filled)
+            yield _offline(pairs, row.example_id, _Found(), swapped=False, filled=row.filled)
         return
-    names = (Margins.EXAMPLE_ID, Margins.ENSEMBLED_MARGIN)
-    review = stored.table(Margins, *names)
-    margins = dict(zip(*(review[name].to_pylist() for name in names), strict=True))
+    review = _found(stored)
     bootstrapped = {pair[BootstrappedPairs.EXAMPLE_ID]: pair for pair in stored.bootstrapped()}
     for row in stored.rows().to_pylist():
         example_id = row[Rows.EXAMPLE_ID]
         if row[Rows.CHOSEN_IDS] is None:
             swapped = bool(row.get(Rows.FLIPPED))
-            margin = margins.get(example_id)
-            yield _offline(pairs, example_id, margin, swapped=swapped, filled=row[Rows.FILLED])
+            found = review.get(example_id, _Found())
+            yield _offline(pairs, example_id, found, swapped=swapped, filled=row[Rows.FILLED])
         elif example_id not in bootstrapped:
             raise RunError(f"{stored.bootstrapped_path} lacks the new pair of {example_id}.")
         else:
             yield _bootstrapped(bootstrapped[example_id], filled=row[Rows.FILLED])
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a review found of a pair; None where it is not known."""
+
+    margin: float | None = None
+    right: float | None = None
+    weight: float = 1.0
+
+
+def _found(stored: StoredRound) -> dict[str, _Found]:
+    """What a round's review found of each pair of D, by example id."""
+    table = stored.table(Margins)
+    ids = table[Margins.EXAMPLE_ID].to_pylist()
+
+    def column(name: Margins, usual: float | None) -> list[Any]:
+        there = name in table.column_names
+        return table[name].to_pylist() if there else [usual] * len(ids)
+
+    margins = column(Margins.ENSEMBLED_MARGIN, None)
+    right, weight = column(Margins.RIGHT, None), column(Margins.WEIGHT, 1.0)
+    known = (None if r is None or math.isnan(r) else r for r in right)
+    return dict(zip(ids, map(_Found, margins, known, weight), strict=True))
+
+
 def _offline(
-    pairs: Mapping[str, Any], example_id: str, margin: float | None, *, swapped: bool, filled: bool
+    pairs: Mapping[str, Any], example_id: str, found: _Found, *, swapped: bool, filled: bool
 ) -> dict[str, Any]:
     if example_id not in pairs:
         raise RunError(f"{Pairs.file} lacks the pair {example_id}.")
@@ -125,11 +148,13 @@ def _offline(
         ExportedPairs.REJECTED: rejected,
         ExportedPairs.SOURCE: OFFLINE,
         ExportedPairs.EXAMPLE_ID: example_id,
-        ExportedPairs.MARGIN: margin,
+        ExportedPairs.MARGIN: found.margin,
         ExportedPairs.SWAPPED: swapped,
         ExportedPairs.CHOSEN_SOURCE: chosen_source.value,
         ExportedPairs.REJECTED_SOURCE: rejected_source.value,
         ExportedPairs.FILLED: filled,
+        ExportedPairs.RIGHT: found.right,
+        ExportedPairs.WEIGHT: found.weight,
     }
 
 
@@ -142,6 +167,8 @@ def _bootstrapped(pair: Mapping[str, Any], *, filled: bool) -> dict[str, Any]:
         ExportedPairs.SWAPPED: False,
         **{name: pair[name] for name in sources},
         ExportedPairs.FILLED: filled,
+        ExportedPairs.RIGHT: None,
+        ExportedPairs.WEIGHT: 1.0,
     }
 
 

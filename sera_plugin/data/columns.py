@@ -256,6 +256,14 @@ class ExportedPairs(Column, file="train.parquet"):
     )
     REJECTED_SOURCE = "rejected_source", pa.string(), "the same for the rejected answer"
     FILLED = "filled", pa.bool_(), Rows.FILLED.meaning
+    RIGHT = (
+        "right", pa.float64(),
+        "how likely the original label is right; null where nothing is known",
+    )
+    WEIGHT = (
+        "weight", pa.float64(),
+        "how much the pair counted in the loss, which plain DPO doesn't look at",
+    )
 
 
 class RankedPairs(Column, file="ranked.parquet"):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from command_line import MakeConfig, RunCli, dataset_entry, output_dir
+from pages import Outline
 from safetensors.numpy import load_file
 
 from sera_plugin.review.calibration import Calibration, weights
@@ -97,6 +98,36 @@ def test_the_loss_is_weighed(weighed: tuple[Path, str]) -> None:
     assert abs(mean - 1) > 0.01, "an even batch tests nothing"
     assert first["loss"] == pytest.approx(np.log(2) * mean, rel=1e-3)
     assert first["posterior/right"] == pytest.approx(np.mean([right[i] for i in rows]), rel=1e-4)
+
+
+def test_report_and_export_of_a_run_that_is_reviewed_from_round_1(
+    weighed: tuple[Path, str], run_cli: RunCli, tmp_path: Path
+) -> None:
+    out = output_dir(weighed[0])
+    run_cli("sera", "report", out, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    table = pq.read_table(out / "sera/round-02/margins.parquet").to_pydict()
+    doubted = sum(right < 0.5 for right in table["right"])
+    assert 0 < doubted < PAIRS / 2
+    said = " ".join(Outline(page).elements[0].text.split())
+    assert "1 (all pairs)" not in said
+    assert (
+        f"{doubted} of {PAIRS} labels ({doubted / PAIRS:.1%}): before round 2 selection took them "
+        "to be wrong rather than right."
+    ) in said
+    assert "All rounds were reviewed, so none of this run is beside them: evaluation" in said
+    for number in (1, 2):
+        assert f"kept in round {number}" in page
+        folder = tmp_path / f"export-{number}"
+        run_cli("sera", "export", out, "--round", str(number), "--format", "trl", "--out", folder)
+        rows = pq.read_table(folder / "train.parquet").to_pylist()
+        review = pq.read_table(out / f"sera/round-0{number}/margins.parquet").to_pylist()
+        found = {row["example_id"]: (row["right"], row["weight"]) for row in rows}
+        assert found == {row["example_id"]: (row["right"], row["weight"]) for row in review}
+        assert (
+            "weighed the loss of its pairs by the column `weight`"
+            in (folder / "README.md").read_text()
+        )
 
 
 def test_a_run_resumed_in_round_1_ends_with_the_same_weights(

@@ -109,6 +109,8 @@ def _verdict(entry: Evaluated, run: RunFiles, *, several: bool) -> str:
     numbers = f"evaluation {_numbers(entry)}{of}"
     first = run.reviewed[0].number - 1 if run.reviewed else None
     after = [place for place, at in enumerate(entry.rounds) if first is not None and at > first]
+    if first == 0 and after:
+        return f"All rounds were reviewed, so none of this run is beside them: {numbers}"
     if first not in entry.rounds or not after:
         return f"It is too early to say: {numbers}"
     if block(run.settings, "sera").get("reference") == "previous":
@@ -173,15 +175,18 @@ def _labels(reviews: Reviews, shown: int | None) -> Answer:
     if not reviews.numbers:
         return Answer(title, "No review has taken place yet, so no label is doubted.")
     suspect, total = int(reviews.suspect.sum()), len(reviews.ids)
+    believed, before = reviews.doubts is not None, f"before round {reviews.numbers[-1]}"
     if not suspect:
-        return Answer(
-            title,
-            f"None of {total:,}: before round {reviews.numbers[-1]} every margin was at least 0.",
-        )
-    text = (
-        f"{suspect:,} of {total:,} labels ({suspect / total:.1%}): before round "
-        f"{reviews.numbers[-1]} the policy preferred the completion that is labelled rejected (a "
-        "negative margin)."
+        why = f"{before} every margin was at least 0"
+        if believed:
+            why = f"{before} every label was taken to be right rather than wrong"
+        elif reviews.numbers[-1] == 1:
+            why = f"{before} no policy had been trained, and nothing else found wrong labels"
+        return Answer(title, f"None of {total:,}: {why}.")
+    text = f"{suspect:,} of {total:,} labels ({suspect / total:.1%}): {before} " + (
+        "selection took them to be wrong rather than right."
+        if believed
+        else "the policy preferred the completion that is labelled rejected (a negative margin)."
     )
     link = None
     if shown:

@@ -20,7 +20,7 @@ from sera_plugin.runtime.errors import RunError
 from sera_plugin.runtime.files import replacing
 
 SUSPECT, FILLED = "suspect", "filled"
-"""Tags of offline pairs: a negative margin in the last review, and a place filled in any round."""
+"""Tags of offline pairs: a label that the last review doubts, and a place filled in any round."""
 BUDGET = 2_200_000
 """Bytes of text in the list of offline pairs."""
 CUT = 4000
@@ -125,7 +125,8 @@ def offline_pairs(pairs: pa.Table, reviews: Reviews, threshold: float | None) ->
         if swapped.any()
     ]
     signals = [f"{SIGNAL}{name}" for name in names]
-    columns = ["round", "in the round", "margin", "ensembled margin", *signals]
+    believed = ["label right", "weight"] if reviews.believed else []
+    columns = ["round", "in the round", "margin", "ensembled margin", *signals, *believed]
     return Shown(Explorer("pairs", "Offline pairs", note, shown, tags, orders, columns), complete)
 
 
@@ -167,6 +168,11 @@ class _Place:
                 self._value(reviews.own[place]),
                 self._value(reviews.ensembled[place]),
                 *(self._value(reviews.signals[place].get(name)) for name in self.names),
+                *(
+                    self._value(found[place])
+                    for found in (reviews.right, reviews.weight)
+                    if reviews.believed
+                ),
             ]
             for place, number in enumerate(reviews.numbers)
         ]
@@ -214,6 +220,10 @@ def write_all(pairs: pa.Table, reviews: Reviews, path: Path) -> None:
             (Rows.FILLED, reviews.rows[place].filled),
         ):
             pairs = pairs.append_column(f"{name}_round_{number}", pa.array(values[rows]))
+        for name, found in ((Margins.RIGHT, reviews.right), (Margins.WEIGHT, reviews.weight)):
+            known = found[place] if found else None
+            if known is not None:
+                pairs = pairs.append_column(f"{name}_round_{number}", pa.array(known[rows]))
     try:
         with replacing(path) as file:
             pq.write_table(pairs, file, compression="zstd")

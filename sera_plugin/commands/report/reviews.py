@@ -60,6 +60,10 @@ class Reviews:
         signals: the signals of ``selection.signals`` by name, for each review.
         rows: what each of the rounds trains on.
         position: example id to row.
+        right: how likely each label is right by `selection.by`, for each review; None where the
+            margin alone was asked.
+        weight: how much each pair counts in the loss, where ``right`` is known.
+        closed: whether the gate kept the last review from doubting labels.
     """
 
     ids: tuple[str, ...]
@@ -70,6 +74,9 @@ class Reviews:
     signals: tuple[Mapping[str, np.ndarray], ...]
     rows: tuple[RoundRows, ...]
     position: Mapping[str, int]
+    right: tuple[np.ndarray | None, ...] = ()
+    weight: tuple[np.ndarray | None, ...] = ()
+    closed: bool = False
 
     @classmethod
     def of(cls, run: RunFiles) -> Reviews:
@@ -94,12 +101,27 @@ class Reviews:
                 for stored, table in zip(run.reviewed, aligned, strict=True)
             ),
             position=position,
+            right=tuple(_numbers(table, Margins.RIGHT) for table in aligned),
+            weight=tuple(_numbers(table, Margins.WEIGHT) for table in aligned),
+            closed=_closed(run),
         )
 
     @property
+    def believed(self) -> bool:
+        """Whether any review asked how likely labels are right."""
+        return any(found is not None for found in self.right)
+
+    @property
+    def doubts(self) -> np.ndarray | None:
+        """P(the label is right) by the last review, where labels may be doubted by it."""
+        return None if self.closed or not self.right else self.right[-1]
+
+    @property
     def suspect(self) -> np.ndarray:
-        """Mask of the pairs whose ensembled margin was negative in the last review."""
-        return self.ensembled[-1] < 0
+        """Mask of the pairs whose labels the last review took to be wrong rather than right, or
+        whose ensembled margin was negative in it where it didn't ask."""
+        doubts = self.doubts
+        return self.ensembled[-1] < 0 if doubts is None else doubts < 0.5
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of ``ids``, int64.
@@ -133,6 +155,18 @@ def _mask(table: pa.Table, column: Margins) -> np.ndarray:
         return np.zeros(table.num_rows, dtype=bool)
     found: np.ndarray = table[column].to_numpy(zero_copy_only=False).astype(bool)
     return found
+
+
+def _numbers(table: pa.Table, column: Margins) -> np.ndarray | None:
+    return table[column].to_numpy() if column in table.column_names else None
+
+
+def _closed(run: RunFiles) -> bool:
+    if not run.reviewed or run.reviewed[-1].summary.get("gate_open") != 0:
+        return False
+    sera = run.settings.get("sera")
+    selection = sera.get("selection") if isinstance(sera, Mapping) else None
+    return not isinstance(selection, Mapping) or selection.get("gate") is not False
 
 
 def _signals(table: pa.Table) -> dict[str, np.ndarray]:
