@@ -1,8 +1,9 @@
 """``python -m benchmarks.gate_priors``: how often a gate opens, by the prior that it trusts.
 
-Scores are simulated as ``review.calibration`` assumes them: of labels of which a share ε is wrong, a
-signal of slope a agrees with a right one with probability σ(a·|s|), |s| half-normal with a root mean
-square of 1. A gate opens where ε = 0 is outside the profile-likelihood interval of 95% over all a.
+Scores are simulated as ``review.calibration`` assumes them: of labels of which a share ε is wrong,
+a signal of slope a agrees with a right one with probability σ(a·|s|), |s| half-normal with a root
+mean square of 1. A gate opens where ε = 0 is outside the profile-likelihood interval of 95% over
+all a.
 """
 
 from __future__ import annotations
