@@ -32,9 +32,10 @@ class Lengths:
         prompt: mean tokens of a prompt.
         answer: mean tokens of an answer.
         total: prompts, twice, and answers of all pairs.
-        evaluation: the same sum over the evaluation pairs.
+        evaluation: the same sum over the evaluation pairs, or the held-out ones.
         refined: the sum over all pairs with the quality prompt in their prompts; 0 without
             refinement.
+        held_out: training pairs that no round trains on, not among ``pairs``.
     """
 
     pairs: int
@@ -43,6 +44,7 @@ class Lengths:
     total: int
     evaluation: int = 0
     refined: int = 0
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
