@@ -36,8 +36,8 @@ def memory_text(offline: PairLogps, held_out: Sequence[PairLogps]) -> str | None
         return (
             f"{share:.1%} of the offline pairs are ordered as labelled, and there are no "
             "evaluation pairs to tell whether the policy has memorised the labels, right or wrong; "
-            "then margins no longer find wrong ones. Name some in test_datasets, or let some training "
-            "pairs be held out (sera.bootstrap.guard.held_out)."
+            "then margins no longer find wrong ones. Name some in test_datasets, or let some "
+            "training pairs be held out (sera.bootstrap.guard.held_out)."
         )
     gap, variance = 0.0, 0.0
     for sign, successes, trials in ((1, right, count), (-1, right_held, count_held)):
