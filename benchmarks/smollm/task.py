@@ -32,8 +32,10 @@ RESULTS = Path("benchmarks/smollm/results")
 SAMPLES, RUNS = "sentiment-samples.jsonl", "sentiment-runs.jsonl"
 PER_PROMPT = 4
 JUDGED = 2
-"""Answers that a policy writes to each prompt it is judged on, drawn by the numbers that the
-starting model's first ones were drawn by."""
+"""Answers to each prompt that the starting model and each policy are judged by."""
+PAIRED, FRESH = 1, 2
+"""Drawings: of the answers that pairs are made of, and of those that are judged. Prompts were
+chosen by the former, so their rewards would flatter whatever comes after."""
 CHUNK = 16
 
 
@@ -67,7 +69,7 @@ def sample(task: Task, analyse: Analyse) -> tuple[float, list[Pair], list[Pair]]
         task.check()
         if writer is None:
             writer = Writer(*load(task.model, torch.bfloat16), task.seed)
-        made = writer.write(chunk, PER_PROMPT)
+        made = writer.write(chunk, PER_PROMPT, PAIRED)
         append(path, made)
         lines += made
         taken = {one.key for one in chunk}
@@ -117,25 +119,42 @@ def parts(lines: Sequence[dict[str, Any]], floor: float, analyse: Analyse) -> di
     return found
 
 
+def fresh(
+    task: Task, folder: Path | None, asked: Sequence[Asked], path: Path
+) -> list[dict[str, Any]]:
+    """Answers of the starting model, or of a policy, to judge it by; those stored stay.
+
+    Args:
+        task: what is asked for.
+        folder: the policy's adapter; None for the starting model.
+        asked: the prompts.
+        path: where they are stored.
+    """
+    found = {line["key"]: line for line in stored(path)}
+    left = [one for one in asked if one.key not in found]
+    if left:
+        model, tokenizer = load(task.model, torch.bfloat16)
+        if folder is not None:
+            model = PeftModel.from_pretrained(model, folder).eval()
+        writer = Writer(model, tokenizer, task.seed)
+        for start in range(0, len(left), CHUNK):
+            task.check()
+            made = writer.write(left[start : start + CHUNK], JUDGED, FRESH)
+            append(path, made)
+            found |= {line["key"]: line for line in made}
+    return [found[one.key] for one in asked]
+
+
 def judge(
     task: Task, rate: float, folder: Path, held: Sequence[Pair], floor: float, analyse: Analyse
 ) -> None:
-    """Judge a policy on the held-out pairs and prompts and store it; cut judging starts anew."""
+    """Judge a policy on the held-out pairs and on prompts of their second half, and store it."""
+    # The first half chooses the learning rate.
+    asked = [Asked(pair.key, pair.prompt, True) for pair in held[len(held) // 2 :]]
+    start = task.work / f"start-{task.seed}.jsonl"
+    before = fresh(task, None, asked, start)
+    after = fresh(task, folder, asked, folder.parent / "answers.jsonl")
     found = [round(float(value), 4) for value in margins(task, folder, held)]
-    # The second half: the first one chooses the learning rate.
-    second = [pair.key for pair in held[len(held) // 2 :]]
-    lines = {line["key"]: line for line in stored(task.results / SAMPLES)}
-    before = [
-        {name: value[:JUDGED] if isinstance(value, list) else value for name, value in one.items()}
-        for one in (lines[key] for key in second)
-    ]
-    model, tokenizer = load(task.model, torch.bfloat16)
-    writer = Writer(PeftModel.from_pretrained(model, folder).eval(), tokenizer, task.seed)
-    asked = [Asked(key, lines[key]["prompt"], True) for key in second]
-    after: list[dict[str, Any]] = []
-    for start in range(0, len(asked), CHUNK):
-        task.check()
-        after += writer.write(asked[start : start + CHUNK], JUDGED)
     run = {
         "rate": rate,
         "pairs": task.pairs,

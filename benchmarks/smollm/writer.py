@@ -34,8 +34,8 @@ class Writer:
         self.accelerator = Accelerator(cpu=True)
         self.scorer = Scorer(self.accelerator, PAD, None, token_budget=2048)
 
-    def write(self, asked: Sequence[Asked], count: int) -> list[dict[str, Any]]:
-        """``count`` answers to every prompt, a dict each; the first ones do not depend on it."""
+    def write(self, asked: Sequence[Asked], count: int, draw: int) -> list[dict[str, Any]]:
+        """``count`` answers to every prompt, a dict each, by the numbers of drawing ``draw``."""
         settings = Sampling(
             num_candidates=count,
             temperature=TEMPERATURE,
@@ -51,7 +51,7 @@ class Writer:
         given = [Prompt(key, tokens) for key, tokens in ids.items()]
         sampler = Sampler(self.accelerator, settings, TransformersEngine())
         with inference(self.model):
-            found = sampler.completions(self.model, given, self.seed, 1, synced=False)
+            found = sampler.completions(self.model, given, self.seed, draw, synced=False)
             rows = [(ids[key], one.token_ids) for key in ids for one in found[key]]
             logps = self._under_start(rows)
         lines = []
