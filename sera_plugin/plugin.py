@@ -84,9 +84,9 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
 
         prepare_resuming(cfg, config)
         meta, tokenizer = load_preference_data(cfg)
-        check_data(cfg, config, meta.train_dataset, tokenizer)
+        pairs = check_data(cfg, config, meta, tokenizer)
         # Axolotl derives warm-up and logging steps from this number.
-        schedule = plan_of(cfg, config, len(meta.train_dataset))
+        schedule = plan_of(cfg, config, pairs)
         unreviewed = never_reviewed(cfg, config, schedule)
         if unreviewed:
             LOG.warning("%s", unreviewed)

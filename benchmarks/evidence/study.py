@@ -42,6 +42,12 @@ def config_of(run: Run, settings: Settings, work: Path, *, probe: bool = True) -
     folder = run_folder(run, settings, work)
     config = runner.base_config(model, make_data(run, settings, work), folder)
     config |= arm.config(regime, run.rate, run.beta, run.seed)
+    guard = config.get("sera", {}).get("bootstrap", {}).get("guard")
+    if isinstance(guard, dict):
+        # Every arm trains on all of its pairs.
+        config["sera"]["bootstrap"] = config["sera"]["bootstrap"] | {
+            "guard": guard | {"held_out": 0}
+        }
     if arm.held_out:
         path = make_held_out(run, settings, work)
         config["test_datasets"] = [{"path": str(path), "ds_type": "json", "split": "train"}]

@@ -77,6 +77,7 @@ def dataset_card(
         "bootstrapped": sources[BOOTSTRAPPED],
         "filled, of all these": sum(row[ExportedPairs.FILLED] for row in rows),
         "offline pairs of the run": run.settings.get("pairs", "unknown"),
+        "training pairs held out, none of them here": run.settings.get("held_out") or 0,
     }
     how = (
         "A review of the data by the policy composed this round: the offline pairs that it kept "

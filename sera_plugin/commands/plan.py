@@ -34,13 +34,14 @@ class Lengths:
         prompt: mean tokens of a prompt.
         answer: mean tokens of an answer.
         total: prompts, twice, and answers of all pairs.
-        evaluation: the same sum over the evaluation pairs.
+        evaluation: the same sum over the evaluation pairs, or the held-out ones.
         refined: the sum over all pairs with the quality prompt in their prompts; 0 without
             refinement.
         contrast: tokens that the reference scores for the contrast of all pairs, over all passes;
             0 where that is no signal.
         asked: mean tokens of a prompt with a prompt of the contrast in it, one per pass; empty
             unless the judge is `contrast`.
+        held_out: training pairs that no round trains on, not among ``pairs``.
     """
 
     pairs: int
@@ -51,6 +52,7 @@ class Lengths:
     refined: int = 0
     contrast: int = 0
     asked: tuple[float, ...] = ()
+    held_out: int = 0
 
 
 @dataclass(frozen=True)

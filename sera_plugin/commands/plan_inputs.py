@@ -12,6 +12,7 @@ from sera_plugin.host.checks import plan_of, zero_stage
 from sera_plugin.host.loading import (
     chat_templates,
     config_on,
+    linear_names,
     load_preference_data,
     refused_by_host,
     tokenized,
@@ -47,7 +48,7 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
         cfg = config_on(processes, path, raw)
         meta, tokenizer = load_preference_data(cfg)
         size = model_size(cfg, deepspeed=bool(cfg.deepspeed) or bool(zero))
-    check_data(cfg, config, meta.train_dataset, tokenizer)
+    check_data(cfg, config, meta, tokenizer)
     lengths = _lengths(cfg, config, meta, tokenizer)
     schedule = plan_of(cfg, config, lengths.pairs)
     stage = 3 if cfg.fsdp or cfg.fsdp_config else zero_stage(cfg.deepspeed)
@@ -66,14 +67,16 @@ def plan_run(path: Path, *, processes: int, zero: int | None, speed: Speed) -> R
 
 
 def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths:
+    from sera_plugin.data.held_out import split
     from sera_plugin.data.pairs import OfflinePairs
 
     def total(pairs: OfflinePairs) -> int:
         return int((2 * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).sum())
 
     rows = tokenized(meta.train_dataset, tokenizer, cfg.sequence_len)
+    rows, held_out = split(config, rows, cfg.sequence_len, meta.eval_dataset, int(cfg.seed))
     train = OfflinePairs.of(rows, cfg.sequence_len)
-    evaluation = 0
+    evaluation = total(OfflinePairs.of(held_out, cfg.sequence_len)) if held_out is not None else 0
     if meta.eval_dataset is not None and len(meta.eval_dataset):
         given = tokenized(meta.eval_dataset, tokenizer, cfg.sequence_len)
         evaluation = total(OfflinePairs.of(given, cfg.sequence_len))
@@ -89,6 +92,7 @@ def _lengths(cfg: Any, config: SeraConfig, meta: Any, tokenizer: Any) -> Lengths
         answer=float(answers.mean()),
         total=total(train),
         evaluation=evaluation,
+        held_out=0 if held_out is None else len(held_out),
         refined=_refined(cfg, config, train, rows, tokenizer),
         **_contrast(cfg, config, train, rows, tokenizer),
     )
@@ -174,7 +178,8 @@ def _with_adapter(cfg: Any, model: Any) -> Any:
 
     targets = cfg.lora_target_modules or "all-linear"
     if cfg.lora_target_linear:
-        targets = "all-linear"
+        named = [targets] if isinstance(cfg.lora_target_modules, str) else targets
+        targets = [*linear_names(model), *(named if cfg.lora_target_modules else ())]
     lora = LoraConfig(
         r=int(cfg.lora_r or 8),
         lora_alpha=int(cfg.lora_alpha or 16),

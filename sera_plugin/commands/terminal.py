@@ -70,8 +70,9 @@ def _clipped(text: str) -> str:
 def show_plan(plan: RunPlan) -> None:
     """Print what a run would do and cost."""
     console, lengths = Console(highlight=False), plan.lengths
+    held_out = f" ({lengths.held_out:,} more are held out)" if lengths.held_out else ""
     console.print(
-        f"{lengths.pairs:,} pairs, prompts of {lengths.prompt:.0f} and answers of "
+        f"{lengths.pairs:,} pairs{held_out}, prompts of {lengths.prompt:.0f} and answers of "
         f"{lengths.answer:.0f} tokens on average; {len(plan.rounds)} rounds, "
         f"{plan.updates:,} updates on {plan.processes} "
         f"{'process' if plan.processes == 1 else 'processes'}."

@@ -108,6 +108,12 @@ class BootstrapConfig(Block):
         "defaults, `false` switches it off.",
     )
 
+    @property
+    def guarded(self) -> bool:
+        """Whether the guard decides: not where a judge ranks in place of the implicit reward."""
+        judged = self.judge != "implicit" and self.judge_mode == "replace"
+        return self.fraction > 0 and self.guard.enabled and not judged
+
     @model_validator(mode="before")
     @classmethod
     def _enough_prompts(cls, block: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
-from sera_plugin.config.fields import MOST, Block, Float, Int
+from sera_plugin.config.fields import MOST, Block, Count, Float, Int
 
 
 class GuardConfig(Block):
@@ -49,7 +51,18 @@ class GuardConfig(Block):
         ge=0,
         le=1,
         description="Least share of evaluation pairs that the reward must rank as labelled, where "
-        "there are evaluation pairs; 0 leaves this signal out.",
+        "there are evaluation pairs or held-out ones; 0 leaves this signal out.",
+    )
+    held_out: (
+        Literal["auto"] | Annotated[Count, Field(ge=0)] | Annotated[Float, Field(gt=0, le=0.5)]
+    ) = Field(
+        default="auto",
+        json_schema_extra={
+            "allowed": f"auto, a share up to 0.5, or a whole number of pairs from 0 up to {MOST}"
+        },
+        description="Training pairs that no round trains on, for `min_accuracy` and the warning of "
+        "memorised labels; only where the config has no evaluation pairs. A share, a number, or "
+        "`auto`: 5%, at most 128, of 640 pairs or more, where the guard decides. 0 holds out none.",
     )
     min_prompts: Int = Field(
         default=16,

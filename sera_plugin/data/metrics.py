@@ -140,7 +140,8 @@ METRICS = (
         "reward's linear dependence on length is taken out", ".1%", "share"),
     Metric(
         "guard_accuracy",
-        "share of all evaluation pairs that the reward ranks as labelled, ties as half",
+        "share of all evaluation pairs, or held-out ones, that the reward ranks as labelled, ties "
+        "as half",
         ".1%", "share"),
     *(
         Metric(f"short_{reason}", f"prompts that gave no pair: {why}", ".0f", "prompts")
@@ -170,7 +171,7 @@ METRICS = (
     Metric(
         f"accuracy_{SET}",
         "share of the pairs of an evaluation set whose chosen completion has the larger log-ratio; "
-        "without names of sets it is `accuracy_eval`",
+        "without names of sets it is `accuracy_eval`, of held-out pairs `accuracy_held_out`",
         ".1%", "share", f"accuracy {SET}", "evaluation pairs ordered as labelled"),
     Metric(
         "kept_overlap", "share of the kept pairs that the previous review kept as well",

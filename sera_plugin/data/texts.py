@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOG_FILE = "log.json"
+HELD_OUT_FILE = "held_out.parquet"
+"""The pairs that no round trains on, with the columns of ``pairs.parquet``."""
 BATCH = 10_000
 
 
-def write_pairs(folder: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the texts of D once; a file that is there stays, for a resumed run has the same D.
+def write_pairs(final: Path, pairs: OfflinePairs, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the texts of pairs once; a file that is there stays, for a resumed run has the same.
 
     Rows are written in batches and compressed, so that a large D takes little memory.
 
     Raises:
         StoreError: if the file can't be written.
     """
-    final = folder / Pairs.file
     if final.exists():
         return
     with (

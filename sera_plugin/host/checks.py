@@ -222,8 +222,8 @@ def plan_of(cfg: Any, config: SeraConfig, pairs: int, batching: Batching | None 
     )
 
 
-def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
-    """Check the loaded preference pairs, before a model is loaded.
+def check_dataset(cfg: Any, config: SeraConfig, dataset: Any, held_out: int = 0) -> None:
+    """Check the loaded preference pairs, ``held_out`` of which are not trained on.
 
     Raises:
         SeraConfigError: one sentence.
@@ -239,11 +239,12 @@ def check_dataset(cfg: Any, config: SeraConfig, dataset: Any) -> None:
             f"datasets: the column {images.pop()} makes this a vision dataset; sera works on text "
             "alone."
         )
-    pairs = len(dataset)
+    pairs = len(dataset) - held_out
     if pairs < 2:
+        less = f" and {held_out} held out (sera.bootstrap.guard.held_out)" if held_out else ""
         raise SeraConfigError(
             f"datasets: {pairs} {'pair is' if pairs == 1 else 'pairs are'} left to train on, after "
-            f"those longer than sequence_len: {cfg.sequence_len}; sera needs 2 or more."
+            f"those longer than sequence_len: {cfg.sequence_len}{less}; sera needs 2 or more."
         )
     batch = int(cfg.micro_batch_size or 1) * int(cfg.gradient_accumulation_steps or 1)
     batch *= int(cfg.world_size or 1)

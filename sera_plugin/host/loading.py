@@ -179,6 +179,13 @@ def load_model(cfg: Any, tokenizer: Any, path: str) -> Any:
     return model
 
 
+def linear_names(model: Any) -> list[str]:
+    """Names of the modules that ``lora_target_linear: true`` means, as the host lists them."""
+    from axolotl.loaders.adapter import find_all_linear_names
+
+    return sorted(find_all_linear_names(model))
+
+
 def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The templates that may have written the training prompts, the run's own first.
 

@@ -113,6 +113,10 @@ class RoundTrainer(AxolotlDPOTrainer):
             mixes_pairs=mixes_pairs(self),
         )
 
+    def train_on(self, dataset: Dataset) -> None:
+        """Let ``dataset`` be D, before training begins."""
+        self.train_dataset = dataset
+
     def evaluate_on(self, dataset: Any) -> None:
         """Let the host evaluate on ``dataset`` from now on."""
         self.eval_dataset = dataset

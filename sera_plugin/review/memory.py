@@ -23,7 +23,7 @@ def memory_text(offline: PairLogps, held_out: Sequence[PairLogps]) -> str | None
 
     Args:
         offline: log-ratios of D.
-        held_out: log-ratios of the evaluation sets.
+        held_out: log-ratios of the evaluation sets, or of the training pairs that are held out.
     """
     right, count = ordered(offline)
     right_held, count_held = map(sum, zip(*map(ordered, held_out), (0, 0), strict=True))
@@ -36,7 +36,8 @@ def memory_text(offline: PairLogps, held_out: Sequence[PairLogps]) -> str | None
         return (
             f"{share:.1%} of the offline pairs are ordered as labelled, and there are no "
             "evaluation pairs to tell whether the policy has memorised the labels, right or wrong; "
-            "then margins no longer find wrong ones. Name held-out pairs in test_datasets."
+            "then margins no longer find wrong ones. Name some in test_datasets, or let some "
+            "training pairs be held out (sera.bootstrap.guard.held_out)."
         )
     gap, variance = 0.0, 0.0
     for sign, successes, trials in ((1, right, count), (-1, right_held, count_held)):

@@ -24,6 +24,7 @@ class Changes:
 
 
 _UNSAFE = {
+    "held_out": "the number of training pairs held out (sera.bootstrap.guard.held_out)",
     "dataset_hash": "datasets: the hash of the training pairs",
     "pairs": "datasets: the number of training pairs",
     "base_model": "base_model",
@@ -39,6 +40,9 @@ _UNSAFE = {
     "updates": "the updates of each round (num_epochs, max_steps or batch size)",
 }
 
+
+_BY_EFFECT = ("bootstrap", "guard", "held_out")
+"""A key that runs of earlier versions lack; what it did stands in the settings beside the block."""
 
 SHORT = 120
 """Characters below which a value is shown whole."""
@@ -114,6 +118,8 @@ def _differences(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[st
     did not know it, stands for its default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
+            if (*path, key) == _BY_EFFECT and key not in old:
+                continue
             usual = None if key in old and key in new else default_at((*path, key))
             yield from _differences((*path, key), old.get(key, usual), new.get(key, usual))
     elif old != new:

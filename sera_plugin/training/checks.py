@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sera_plugin.config import SeraConfig
 from sera_plugin.config.fields import is_function
 from sera_plugin.config.parts import JUDGES, SIGNALS
+from sera_plugin.data.held_out import held_out_count
 from sera_plugin.data.margins import missing_columns
 from sera_plugin.host.checks import (
     check_dataset,
@@ -40,15 +41,21 @@ def check_config(cfg: Any, config: SeraConfig) -> None:
     check_methods(cfg, config)
 
 
-def check_data(
-    cfg: Any, config: SeraConfig, dataset: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check the loaded preference pairs and the tokenizer, before a model is loaded.
+def check_data(cfg: Any, config: SeraConfig, meta: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Check the loaded preference pairs and the tokenizer; returns how many pairs D has.
+
+    Args:
+        cfg: the host's validated config.
+        config: the ``sera:`` block.
+        meta: the host's datasets, ``train_dataset`` and ``eval_dataset``.
+        tokenizer: the run's.
 
     Raises:
         SeraConfigError: one sentence.
     """
-    check_dataset(cfg, config, dataset)
+    dataset = meta.train_dataset
+    held_out = held_out_count(config, len(dataset), meta.eval_dataset)
+    check_dataset(cfg, config, dataset, held_out)
     check_scores(config, dataset.column_names)
     check_tokenizer(cfg, config, dataset, tokenizer)
     for asked in config.asked:
@@ -58,6 +65,7 @@ def check_data(
                 check_prompts(writer, dataset, cfg.sequence_len)
     for term in config.terms:
         term_class(term.name).check_data(settings_of(term), config, cfg, dataset, tokenizer)
+    return len(dataset) - held_out
 
 
 def check_methods(cfg: Any, config: SeraConfig) -> None:

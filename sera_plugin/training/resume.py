@@ -16,7 +16,7 @@ from sera_plugin.data.columns import Pairs
 from sera_plugin.data.ids import dataset_hash
 from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import RoundRecord
-from sera_plugin.data.texts import write_pairs
+from sera_plugin.data.texts import HELD_OUT_FILE, write_pairs
 from sera_plugin.host.rounds import Start
 from sera_plugin.review.metrics import full_round_metrics, full_round_text
 from sera_plugin.runtime.errors import SeraConfigError, StoreError
@@ -49,7 +49,15 @@ def start_or_check(run: Run, *, resumed: bool) -> None:
         start(run.store, settings)
     if run.is_main:
         run.store.drop_leftovers()
-        write_pairs(run.store.root, run.pairs, run.host.tokenizer)
+        write_pairs(run.store.root / Pairs.file, run.pairs, run.host.tokenizer)
+        if run.held_out is not None:
+            write_pairs(run.store.root / HELD_OUT_FILE, run.held_out, run.host.tokenizer)
+            LOG.info(
+                "%d of %d training pairs are held out for the guard and never trained on, because "
+                "there are no evaluation pairs (sera.bootstrap.guard.held_out: %s).",
+                *(len(run.held_out), len(run.held_out) + len(run.pairs)),
+                run.config.bootstrap.guard.held_out,
+            )
 
 
 def start(store: RunStore, settings: Mapping[str, Any]) -> None:
@@ -75,7 +83,7 @@ def _left_nothing_but(store: RunStore, settings: Mapping[str, Any]) -> bool:
     if not store.root.exists():
         return False
     names = {path.name for path in store.root.iterdir() if path.name[0] != "."}
-    if names - {store.work.name, Pairs.file} != {"run.json"}:
+    if names - {store.work.name, Pairs.file, HELD_OUT_FILE} != {"run.json"}:
         return False
     try:
         return bool(store.read_run() == json.loads(json.dumps(settings)))
@@ -137,6 +145,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "beta": host.beta,
         "seed": host.seed,
         "pairs": len(run.pairs),
+        "held_out": len(run.held_out) if run.held_out is not None else None,
         "dataset_hash": dataset_hash(run.pairs.ids),
         "ending_token_ids": list(run.sampling.ending),
         "rounds": [

@@ -15,6 +15,8 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.data.held_out import split
+from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs, with_reference_columns
 from sera_plugin.data.rounds import RoundDataset, RoundRow, full_round, rows_of
 from sera_plugin.data.schedule import Batching, Schedule
@@ -72,7 +74,12 @@ class ReviewedRounds:
     def __init__(self, config: SeraConfig, trainer: RoundTrainer) -> None:
         self._config, self._trainer = config, trainer
         self._store = RunStore(trainer.args.output_dir)
-        self._pairs = OfflinePairs.of(trainer.train_dataset, trainer.args.max_length)
+        max_length, seed = trainer.args.max_length, trainer.args.seed
+        train, self._held_out = split(
+            config, trainer.train_dataset, max_length, trainer.eval_dataset, seed
+        )
+        trainer.train_on(train)
+        self._pairs = OfflinePairs.of(train, max_length)
         self._stop = StopOnSignal(trainer.accelerator)
         trainer.add_callback(self._stop)
         self._opened: Run | None = None
@@ -123,6 +130,7 @@ class ReviewedRounds:
             self._pairs,
             self._stop,
             lambda: self._step,
+            self._held_out,
         )
         self._within = start.within
         start_or_check(run, resumed=start.resumed)
@@ -153,7 +161,13 @@ class ReviewedRounds:
             logps, _ = run.reviewer.score_offline(
                 pairs, f"Reference log-probs of {name}", under_reference=True
             )
-            self._trainer.evaluate_on(run.evaluation.with_reference(name, logps))
+            self._take_reference(name, logps)
+
+    def _take_reference(self, name: str, logps: PairLogps) -> None:
+        """Of an evaluation set under πref as it is from now on; held-out pairs stay with SeRA."""
+        dataset = self.run.evaluation.with_reference(name, logps)
+        if self._held_out is None:
+            self._trainer.evaluate_on(dataset)
 
     def with_reference(self, dataset: Dataset) -> Dataset:
         pairs = OfflinePairs.of(dataset, self.run.host.max_length)
@@ -220,7 +234,7 @@ class ReviewedRounds:
         if previous_reference:
             found.reference = record.table.policy
             for name, logps in review.evaluation.items():
-                self._trainer.evaluate_on(run.evaluation.with_reference(name, logps))
+                self._take_reference(name, logps)
         return record.rows
 
     def _publish(self, number: int, record: RoundRecord, review: Review) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from sera_plugin.config import SeraConfig
+from sera_plugin.data.held_out import HELD_OUT
 from sera_plugin.data.margins import PairLogps, margins_for
 from sera_plugin.data.pairs import EvaluationPairs, OfflinePairs
 from sera_plugin.data.schedule import Schedule
@@ -68,6 +70,12 @@ class Run:
     contrast: Contrast | None
 
     @property
+    def held_out(self) -> OfflinePairs | None:
+        """Training pairs that no round trains on, where they stand in for evaluation pairs."""
+        given = self.host.evaluation
+        return None if given is not None and len(given) else self.evaluation.pairs.get(HELD_OUT)
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes."""
         return bool(self.host.accelerator.is_main_process)
@@ -81,6 +89,7 @@ def open_run(
     pairs: OfflinePairs,
     stop: StopOnSignal,
     step: Callable[[], int],
+    held_out: Dataset | None = None,
 ) -> Run:
     """Make the parts of a run, each from those before it. Every rank must call this alike.
 
@@ -92,6 +101,7 @@ def open_run(
         pairs: D.
         stop: ends the run in an orderly way.
         step: the trainer's global step as it is now.
+        held_out: training pairs that stand in for evaluation pairs, or None.
 
     Raises:
         SeraConfigError: if the quality prompt has no place in the prompts, or a base in 4 bits
@@ -105,7 +115,8 @@ def open_run(
     keep_gradients(host.models.policy)
     weights = FiniteWeights(host.models.policy, accelerator)
     policies = Policies(host.models, store.work, step, config.reference_device, bootstrap.gather)
-    evaluation = EvaluationPairs(host.evaluation, host.max_length, config.max_set_aside)
+    given = host.evaluation if held_out is None else {HELD_OUT: held_out}
+    evaluation = EvaluationPairs(given, host.max_length, config.max_set_aside)
     sampling = sampling_settings(
         bootstrap, host.tokenizer, pairs, host.model_stops, host.max_length, host.token_budget
     )

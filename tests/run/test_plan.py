@@ -232,6 +232,40 @@ def test_model_size_of_an_adapter_on_some_layers(llama: Path, layers: list[int])
     assert found.trainable == wrapped.get_nb_trainable_parameters()[0]
 
 
+@pytest.mark.parametrize(
+    ("targets", "layers", "trainable"),
+    [
+        # r·(in + out): q 4·(16 + 16), v 4·(16 + 8), in two layers of four.
+        ({"lora_target_modules": ["q_proj", "v_proj"]}, [1, 3], 2 * (128 + 96)),
+        ({"lora_target_modules": ["q_proj", "v_proj"]}, None, 4 * (128 + 96)),
+        ({"lora_target_modules": ["q_proj"]}, 2, 128),
+        # q, k, v, o and three of the MLP, not the head.
+        ({"lora_target_linear": True}, [0], 128 + 96 + 96 + 128 + 3 * 4 * (16 + 32)),
+        ({"lora_target_linear": True}, None, 4 * (448 + 576)),
+    ],
+)
+def test_an_adapter_counts_in_the_layers_that_it_transforms(
+    tmp_path: Path, targets: dict[str, object], layers: list[int] | int | None, trainable: int
+) -> None:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    keys = {"base_model": str(tmp_path), "adapter": "lora", "lora_r": 4, **targets}
+    cfg = DictDefault(keys | {"peft_layers_to_transform": layers})
+    found = model_size(cfg, deepspeed=False)
+    assert found.trainable == trainable
+    # Embedding and head, four layers of attention, MLP and two norms, and the last norm.
+    base = 2 * 50 * 16 + 4 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 2 * 16) + 16
+    assert found.parameters == base + trainable
+
+
 def cells(said: str, row: str) -> list[str]:
     """The values of a row, of all tables that have it."""
     lines = [line.strip("│").split("│") for line in said.splitlines() if line.startswith("│")]

@@ -95,6 +95,7 @@ def test_defaults():
                 "min_agreement": 0.6,
                 "min_accuracy": 0.5,
                 "min_prompts": 16,
+                "held_out": "auto",
             },
         },
         "refine": None,

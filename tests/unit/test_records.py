@@ -33,7 +33,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def write(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pairs = OfflinePairs.of(Dataset.from_list(found), 4)
-    records.write_pairs(folder, pairs, Letters())  # type: ignore[arg-type]
+    records.write_pairs(folder / Pairs.file, pairs, Letters())  # type: ignore[arg-type]
     read = pq.read_table(folder / Pairs.file).to_pylist()
     assert [row["example_id"] for row in read] == list(pairs.ids)
     return read
@@ -56,7 +56,7 @@ def test_texts_and_lengths_of_every_pair(tmp_path: Path, monkeypatch: pytest.Mon
 def test_text_of_a_shuffled_dataset_keeps_its_order(tmp_path: Path) -> None:
     dataset = Dataset.from_list(rows(20)).shuffle(seed=1)
     pairs = OfflinePairs.of(dataset, None)
-    records.write_pairs(tmp_path, pairs, Letters())  # type: ignore[arg-type]
+    records.write_pairs(tmp_path / Pairs.file, pairs, Letters())  # type: ignore[arg-type]
     read = pq.read_table(tmp_path / Pairs.file)
     assert read["prompt"].to_pylist() == dataset["prompt"][:] != rows(20)
     assert read["example_id"].to_pylist() == list(pairs.ids)
@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     blocked.write_text("in the way")
     pairs = OfflinePairs.of(Dataset.from_list(rows(2)), None)
     with pytest.raises(StoreError, match=r"pairs\.parquet can't be written .* resume"):
-        records.write_pairs(blocked, pairs, Letters())  # type: ignore[arg-type]
+        records.write_pairs(blocked / Pairs.file, pairs, Letters())  # type: ignore[arg-type]
 
 
 def test_log_is_replaced_whole(tmp_path: Path) -> None:

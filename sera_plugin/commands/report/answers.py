@@ -106,7 +106,9 @@ def _helped(run: RunFiles) -> Answer:
 def _verdict(entry: Evaluated, run: RunFiles, *, several: bool) -> str:
     """An evaluation set as a clause: what it says of the reviewed rounds, and its numbers."""
     of = f" of {entry.name}" if several else ""
-    numbers = f"evaluation {_numbers(entry)}{of}"
+    held_out = known(run.settings, "held_out")
+    where = f" on {held_out:,.0f} held-out training pairs" if held_out else of
+    numbers = f"evaluation {_numbers(entry)}{where}"
     first = run.reviewed[0].number - 1 if run.reviewed else None
     after = [place for place, at in enumerate(entry.rounds) if first is not None and at > first]
     if first == 0 and after:

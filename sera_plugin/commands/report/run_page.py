@@ -102,6 +102,9 @@ def _notices(run: RunFiles) -> list[str]:
 
 def _tiles(run: RunFiles, counted: Sequence[Counts]) -> list[tuple[str, str]]:
     found = [("offline pairs", f"{known(run.settings, 'pairs') or 0:,.0f}")]
+    held_out = known(run.settings, "held_out")
+    if held_out:
+        found.append(("pairs held out", f"{held_out:,.0f}"))
     found.append(("rounds", f"{len(run.rounds)} of {run.planned}"))
     last: Mapping[str, Any] = run.reviewed[-1].summary if run.reviewed else {}
     if run.reviewed:

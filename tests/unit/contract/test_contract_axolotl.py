@@ -28,6 +28,7 @@ from host_source import (
     required,
     text_of,
 )
+from transformers import AutoModelForCausalLM
 
 from sera_plugin.host.models import plugin_config
 from sera_plugin.host.round_trainer import RoundTrainer
@@ -131,6 +132,13 @@ def test_common_datasets_loads_preference_data_by_keyword():
 def test_load_tokenizer_takes_the_config():
     symbol = "axolotl.loaders.load_tokenizer"
     assert required(found(symbol)) == ["cfg"], breaks(symbol)
+
+
+def test_the_modules_of_lora_target_linear_are_named_without_the_head(llama):
+    symbol = "axolotl.loaders.adapter.find_all_linear_names"
+    names = found(symbol)(AutoModelForCausalLM.from_pretrained(llama))
+    layers = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(names) == layers, breaks(symbol)
 
 
 def test_axolotls_chat_templates_are_chosen_as_we_do():
