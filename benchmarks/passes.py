@@ -36,6 +36,7 @@ def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     device = trainer.accelerator.device
     return {
         "scoring": bench.scoring(),
+        "shared": bench.shared(wanted["prompts"]),
         "margins": bench.margins(),
         "generation": bench.generation(wanted["prompts"], wanted["batch"], wanted["paged"]),
         "hardware": rates(device, dtype),
@@ -114,6 +115,44 @@ class Bench:
             "fast_padding": 1 - done.tokens / done.padded_tokens,
             "naive_padding": 1 - done.tokens / computed,
             "difference": float(np.abs(done.logps.reshape(-1, 2) - logps).max()),
+        }
+
+    def shared(self, count: int) -> dict[str, Any]:
+        """All answers of ``count`` prompts, both of D and the sampled ones: a prompt read once,
+        and once for each answer."""
+        run, fill = self.run, self.run.sampling
+        rows = [row for row in self._rows() if fill.room(len(row[0])) > 0][:count]
+        prompts = [Prompt(str(number), tuple(row[0])) for number, row in enumerate(rows)]
+        sampler = run.reviewer.bootstrapper.sampler
+        with run.policies.generating() as (model, synced):
+            made = sampler.completions(model, prompts, 0, 1, synced=synced)
+        answers = CompletionList(
+            [
+                (row[0], answer)
+                for prompt, row in zip(prompts, rows, strict=True)
+                for answer in (*row[1:], *(each.token_ids for each in made[prompt.example_id]))
+            ]
+        )
+        scorer, times = run.reviewer.scorer, {"once": [], "each": []}
+        sides = {way: replace(scorer, shares=way == "once") for way in times}
+        found: dict[str, Any] = {}
+        with run.policies.policy() as forward:
+            for turn in range(-1, self.repeats):
+                for way, side in sides.items():
+                    done, *seconds = self._timed(
+                        partial(side.logps, forward, answers, "benchmark: shared prompts")
+                    )
+                    found[way] = done
+                    if turn >= 0:
+                        times[way].append(seconds)
+        return {
+            "prompts": len(rows),
+            "answers": len(answers.rows) // len(rows),
+            "seconds": {way: [wall for wall, _ in turns] for way, turns in times.items()},
+            "cpu_seconds": {way: [cpu for _, cpu in turns] for way, turns in times.items()},
+            "tokens": {way: done.tokens for way, done in found.items()},
+            "padded": {way: done.padded_tokens for way, done in found.items()},
+            "difference": float(np.abs(found["once"].logps - found["each"].logps).max()),
         }
 
     def margins(self) -> dict[str, float]:

@@ -175,6 +175,8 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
         wall, cpu = (_per_token(passes[name], clock) for clock in ("seconds", "cpu_seconds"))
         text = f"{wall}; processor time {cpu}"
         found.append(Bar(f"{name} against naive", 0.5, wall.median, text))
+    if "shared" in passes:
+        found.append(_shared_bar(passes["shared"]))
     scoring, margins = passes["scoring"], passes["margins"]
     padding = scoring["fast_padding"]
     found.append(
@@ -194,3 +196,11 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
         )
     )
     return found
+
+
+def _shared_bar(shared: Mapping[str, Any]) -> Bar:
+    ratio = Ratio.of(*(shared["cpu_seconds"][way] for way in ("once", "each")))
+    tokens = shared["tokens"]["once"] / shared["tokens"]["each"]
+    text = f"{ratio} of processor time; {tokens:.2f} of the tokens"
+    what = f"scoring {shared['answers']} answers of a prompt, it read once, against each time"
+    return Bar(what, 0.65, ratio.median, text)

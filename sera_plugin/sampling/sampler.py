@@ -25,7 +25,7 @@ from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.sampling.engines import Engine, check_answers
 from sera_plugin.sampling.settings import Sampling, finish
-from sera_plugin.scoring.scorer import plan_batches
+from sera_plugin.scoring.batches import plan_batches
 
 SHORTEST = 0.7
 """A prompt with room for its answer has at least this share of the longest one's tokens in its

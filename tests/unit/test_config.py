@@ -98,7 +98,7 @@ def test_defaults():
         },
         "refine": None,
         "loss": [],
-        "training": {"group_by_length": "auto", "packing": "auto", "shared_prompts": "auto"},
+        "training": dict.fromkeys(TrainingConfig.model_fields, "auto"),
         "max_set_aside": 0.01,
         "reference": "fixed",
         "reference_device": "auto",
