@@ -43,6 +43,13 @@ class TrainingConfig(Block):
         "run where they can't.",
     )
 
+    sampled_logps: Auto = Field(
+        default="auto",
+        description="Log-probs of sampled answers under the model that wrote them are those found "
+        "while sampling, before temperature and top_p; a few are scored to compare. `auto`: where "
+        "the engine finds them and the model is in float32; `true` ends the run where not.",
+    )
+
     @model_validator(mode="after")
     def _shared_in_packed_rows(self) -> TrainingConfig:
         if self.shared_prompts is True and self.packing is False:

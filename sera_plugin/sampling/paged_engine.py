@@ -33,6 +33,7 @@ class PagedEngine(TransformersEngine):
 
     name: ClassVar[str] = "transformers_paged"
     pads: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
 
     @staticmethod
     def check(cfg: Any, config: SeraConfig) -> None:

@@ -238,7 +238,7 @@ class _Prompts:
                 input_ids=ids,
                 attention_mask=torch.cat([behind, own], dim=1),
                 position_ids=start + torch.arange(ids.shape[1], device=device),
-                past_key_values=_rows_of(self.cache, which),
+                past_key_values=rows_of(self.cache, which),
                 use_cache=True,
             ).logits
         if not found.untouched(logits):
@@ -248,7 +248,7 @@ class _Prompts:
         return sums.index_add(0, follows.nonzero()[:, 0].cpu(), logps)
 
 
-def _rows_of(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+def rows_of(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
     """A cache of its own for some rows, each as often as it is named."""
     part = copy.copy(cache)
     part.layers = [copy.copy(layer) for layer in cache.layers]

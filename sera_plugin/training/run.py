@@ -30,7 +30,7 @@ from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.objective import base_of
-from sera_plugin.training.sharing import tried_pairs, with_shared_prompts
+from sera_plugin.training.sharing import tried_pairs, with_measured, with_shared_prompts
 from sera_plugin.training.terms.term import Objective, TermParts, objective_of
 
 
@@ -121,6 +121,7 @@ def open_run(
     tried = tried_pairs(pairs, bootstrap, host.max_length)
     scorer = with_shared_prompts(scorer, config.training, policies, tried)
     engine = engine_of(EngineParts(bootstrap, host.cfg, accelerator, policies.unwrapped, tokenizer))
+    sampling = with_measured(sampling, config, policies.unwrapped, accelerator, engine)
     sampler = sampler_of(engine, sampling, accelerator, stop.check, may_cut)
     court = court_of(bootstrap, tokenizer, accelerator, store.work, stop.check)
     bootstrapper = Bootstrapper(

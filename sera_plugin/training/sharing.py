@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 
-from sera_plugin.config import BootstrapConfig, TrainingConfig
+from sera_plugin.config import BootstrapConfig, SeraConfig, TrainingConfig
 from sera_plugin.data.pairs import TOKENS, OfflinePairs, list_rows
 from sera_plugin.runtime.errors import SeraConfigError, in_short
 from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import gathered
+from sera_plugin.sampling.engines import Engine, measuring
+from sera_plugin.sampling.settings import Sampling
 from sera_plugin.scoring.layout import NotPackable
 from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer
@@ -110,6 +114,41 @@ def compared(
         )
     reasons = [reason for reason in gathered([why_not]) if reason is not None]
     return Checked(reasons[0] if reasons else None, difference)
+
+
+def with_measured(
+    sampling: Sampling,
+    config: SeraConfig,
+    policy: torch.nn.Module,
+    accelerator: Accelerator,
+    engine: Engine,
+) -> Sampling:
+    """The settings, by which an engine that can finds log-probs while it samples.
+
+    In half precision sampling and scoring round differently, and the reference is scored.
+
+    Raises:
+        SeraConfigError: one sentence, if the switch is on and they can't be had.
+    """
+    wanted, why_not = config.training.sampled_logps, None
+    if wanted is False or config.bootstrap.fraction == 0:
+        return sampling
+    if measuring(engine) is None:
+        why_not = f"the engine {engine.name} doesn't give them"
+    elif _in_half(policy, accelerator):
+        why_not = "in half precision sampling and scoring round differently"
+    if why_not is None:
+        return replace(sampling, measured=True)
+    refuse(wanted, "sampled_logps", why_not)
+    LOG.info("Log-probs of sampled answers are the scorer's, because %s.", why_not)
+    return sampling
+
+
+def _in_half(model: torch.nn.Module, accelerator: Accelerator) -> bool:
+    half = (torch.float16, torch.bfloat16)
+    return accelerator.mixed_precision not in (None, "no") or any(
+        parameter.dtype in half for parameter in model.parameters()
+    )
 
 
 def refuse(value: bool | str, key: str, why_not: str) -> None:

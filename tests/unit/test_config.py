@@ -15,6 +15,7 @@ from sera_plugin.config import (
     SelectionConfig,
     SeraArgs,
     SeraConfig,
+    TrainingConfig,
     parse_block,
 )
 from sera_plugin.runtime.errors import SeraConfigError
