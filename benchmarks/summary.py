@@ -176,7 +176,7 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
         text = f"{wall}; processor time {cpu}"
         found.append(Bar(f"{name} against naive", 0.5, wall.median, text))
     if "shared" in passes:
-        found.append(_shared_bar(passes["shared"]))
+        found += _shared_bars(passes["shared"])
     scoring, margins = passes["scoring"], passes["margins"]
     padding = scoring["fast_padding"]
     found.append(
@@ -198,9 +198,20 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
     return found
 
 
-def _shared_bar(shared: Mapping[str, Any]) -> Bar:
-    ratio = Ratio.of(*(shared["cpu_seconds"][way] for way in ("once", "each")))
-    tokens = shared["tokens"]["once"] / shared["tokens"]["each"]
-    text = f"{ratio} of processor time; {tokens:.2f} of the tokens"
-    what = f"scoring {shared['answers']} answers of a prompt, it read once, against each time"
-    return Bar(what, 0.65, ratio.median, text)
+_SHARED = (
+    ("pass", "scoring {} answers of a prompt, read once for all"),
+    ("review", "the same, and log-probs of its candidates from sampling: a review's scoring"),
+)
+
+
+def _shared_bars(shared: Mapping[str, Any]) -> list[Bar]:
+    found = []
+    for what, words in _SHARED:
+        ratio = Ratio.of(*(shared[f"{what}_cpu_seconds"][way] for way in ("once", "each")))
+        text = f"{ratio} of processor time"
+        if what == "pass":
+            tokens = shared["tokens"]["once"] / shared["tokens"]["each"]
+            text += f"; {tokens:.2f} of the tokens"
+        name = f"{words.format(shared['answers'])}, against the scorer without"
+        found.append(Bar(name, 0.65, ratio.median, text))
+    return found

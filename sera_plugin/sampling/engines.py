@@ -85,14 +85,7 @@ Measured = tuple[np.ndarray, float | None]
 
 
 class MeasuringEngine(Engine, Protocol):
-    """An engine that finds log-probs while it samples.
-
-    Attributes:
-        measures: True.
-    """
-
-    @property
-    def measures(self) -> bool: ...
+    """An engine that finds log-probs while it samples."""
 
     def measured(
         self,
@@ -111,8 +104,16 @@ class MeasuringEngine(Engine, Protocol):
 
 
 def measuring(engine: Engine) -> MeasuringEngine | None:
-    """The engine, if it finds log-probs while it samples."""
-    return cast("MeasuringEngine", engine) if getattr(engine, "measures", False) else None
+    """The engine, if it finds log-probs while it samples.
+
+    A class that has ``measured`` from another one, but a ``sample`` of its own, does not.
+    """
+    for owner in type(engine).__mro__:
+        if "measured" in vars(owner):
+            return cast("MeasuringEngine", engine)
+        if "sample" in vars(owner):
+            return None
+    return None
 
 
 def engine_class(value: str) -> type[Engine]:

@@ -61,7 +61,12 @@ class Notes:
         self._drawn.clear()
 
     def read_endings(
-        self, model: PreTrainedModel, cache: DynamicCache | None, stopped: Stopped, *, all_rows: bool
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache | None,
+        stopped: Stopped,
+        *,
+        all_rows: bool,
     ) -> None:
         """Note the tokens of the ending behind its first one, which nothing was drawn from.
 
@@ -87,7 +92,8 @@ class Notes:
         logits = model(
             input_ids=fed,
             attention_mask=torch.cat([seen, torch.ones_like(fed)], dim=1),
-            position_ids=seen.sum(dim=1, keepdim=True) + torch.arange(fed.shape[1], device=fed.device),
+            position_ids=seen.sum(dim=1, keepdim=True)
+            + torch.arange(fed.shape[1], device=fed.device),
             past_key_values=rows_of(cache, which),
             use_cache=True,
         ).logits

@@ -33,7 +33,6 @@ class PagedEngine(TransformersEngine):
 
     name: ClassVar[str] = "transformers_paged"
     pads: ClassVar[bool] = False
-    measures: ClassVar[bool] = False
 
     @staticmethod
     def check(cfg: Any, config: SeraConfig) -> None:

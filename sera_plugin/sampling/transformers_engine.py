@@ -139,7 +139,6 @@ class TransformersEngine:
     pads: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
     token_budget: ClassVar[int | None] = None
-    measures: ClassVar[bool] = True
 
     @classmethod
     def start(cls, parts: EngineParts) -> Self:
