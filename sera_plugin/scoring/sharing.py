@@ -33,7 +33,7 @@ ANSWERS = 0.8
 FORWARD = 64
 """A forward pass costs as much as so many tokens, beside those that it reads."""
 
-SAVING = 0.9
+SAVING = 0.8
 """Prompts are shared where that costs at most this share of reading them again and again: keys and
 values are copied for every answer."""
 
