@@ -58,6 +58,8 @@ def test_everything_on_finds_what_everything_off_finds(config: MakeConfig, run_c
     for was, now in zip(logged(off), logged(on), strict=True):
         assert was.keys() == now.keys()
         for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "entropy"):
+            if name == "rewards/accuracies" and abs(was["rewards/margins"]) < 1e-5:
+                continue  # the policy still is the reference, and rounding has the signs
             assert now[name] == pytest.approx(was[name], rel=1e-3, abs=1e-3), name
         assert now["num_tokens"] == was["num_tokens"]
     weights = [load_file(run / "model.safetensors") for run in runs]
