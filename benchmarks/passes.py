@@ -36,6 +36,7 @@ def compare_passes(trainer: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     device = trainer.accelerator.device
     return {
         "scoring": bench.scoring(),
+        "shared": bench.shared(wanted["prompts"]),
         "margins": bench.margins(),
         "generation": bench.generation(wanted["prompts"], wanted["batch"], wanted["paged"]),
         "hardware": rates(device, dtype),
@@ -115,6 +116,75 @@ class Bench:
             "naive_padding": 1 - done.tokens / computed,
             "difference": float(np.abs(done.logps.reshape(-1, 2) - logps).max()),
         }
+
+    def shared(self, count: int) -> dict[str, Any]:
+        """Scoring of ``count`` prompts' answers, those of D and sampled ones, in two ways.
+
+        ``pass``: all of them under the policy, each prompt read once, or again for each answer.
+        ``review``: what a review scores, that is D's answers under the policy and the sampled ones
+        under policy and reference; with shared prompts the policy's log-probs of the sampled ones
+        are known from sampling.
+        """
+        offline, sampled = self._answers(count)
+        both = CompletionList([*offline.rows, *sampled.rows])
+        scorer = self.run.reviewer.scorer
+        sides = {way: replace(scorer, shares=way == "once") for way in ("once", "each")}
+        work: dict[str, Callable[[str], Any]] = {
+            "pass": lambda way: self._score(sides[way], "policy", both),
+            "review": lambda way: [
+                self._score(sides[way], model, answers)
+                for model, answers in (
+                    ("policy", offline),
+                    *([("policy", sampled)] if way == "each" else []),
+                    ("reference", sampled),
+                )
+            ],
+        }
+        times: dict[str, dict[str, list[list[float]]]] = {
+            what: {way: [] for way in sides} for what in work
+        }
+        found: dict[str, Any] = {}
+        for turn in range(-1, self.repeats):
+            for what, do in work.items():
+                for way in sides:
+                    done, *seconds = self._timed(partial(do, way))
+                    if turn >= 0:
+                        times[what][way].append(seconds)
+                    if what == "pass":
+                        found[way] = done
+        return {
+            "prompts": len(offline.rows) // 2,
+            "answers": len(both.rows) // (len(offline.rows) // 2),
+            "tokens": {way: done.tokens for way, done in found.items()},
+            "padded": {way: done.padded_tokens for way, done in found.items()},
+            "difference": float(np.abs(found["once"].logps - found["each"].logps).max()),
+            **{
+                f"{what}_{clock}": {
+                    way: [seconds[place] for seconds in turns] for way, turns in ways.items()
+                }
+                for what, ways in times.items()
+                for place, clock in enumerate(("seconds", "cpu_seconds"))
+            },
+        }
+
+    def _answers(self, count: int) -> tuple[CompletionList, CompletionList]:
+        """Both answers of D to the first prompts with room, and the policy's."""
+        run = self.run
+        rows = [row for row in self._rows() if run.sampling.room(len(row[0])) > 0][:count]
+        prompts = [Prompt(str(number), tuple(row[0])) for number, row in enumerate(rows)]
+        sampler = run.reviewer.bootstrapper.sampler
+        with run.policies.generating() as (model, synced):
+            made = sampler.completions(model, prompts, 0, 1, synced=synced)
+        return (
+            CompletionList([(prompt, answer) for prompt, *both in rows for answer in both]),
+            CompletionList(
+                [(p.token_ids, answer.token_ids) for p in prompts for answer in made[p.example_id]]
+            ),
+        )
+
+    def _score(self, scorer: Any, model: str, answers: CompletionList) -> Any:
+        with getattr(self.run.policies, model)() as forward:
+            return scorer.logps(forward, answers, "benchmark: shared prompts")
 
     def margins(self) -> dict[str, float]:
         """Largest difference of margins to a reference that goes pair by pair, in float64."""

@@ -175,6 +175,8 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
         wall, cpu = (_per_token(passes[name], clock) for clock in ("seconds", "cpu_seconds"))
         text = f"{wall}; processor time {cpu}"
         found.append(Bar(f"{name} against naive", 0.5, wall.median, text))
+    if "shared" in passes:
+        found += _shared_bars(passes["shared"])
     scoring, margins = passes["scoring"], passes["margins"]
     padding = scoring["fast_padding"]
     found.append(
@@ -193,4 +195,23 @@ def _pass_bars(passes: Mapping[str, Any]) -> list[Bar]:
             f"{margins['difference']:.1e} at most, of margins of {margins['mean_size']:.2g}",
         )
     )
+    return found
+
+
+_SHARED = (
+    ("pass", "scoring {} answers of a prompt, read once for all"),
+    ("review", "the same, and log-probs of its candidates from sampling: a review's scoring"),
+)
+
+
+def _shared_bars(shared: Mapping[str, Any]) -> list[Bar]:
+    found = []
+    for what, words in _SHARED:
+        ratio = Ratio.of(*(shared[f"{what}_cpu_seconds"][way] for way in ("once", "each")))
+        text = f"{ratio} of processor time"
+        if what == "pass":
+            tokens = shared["tokens"]["once"] / shared["tokens"]["each"]
+            text += f"; {tokens:.2f} of the tokens"
+        name = f"{words.format(shared['answers'])}, against the scorer without"
+        found.append(Bar(name, 0.65, ratio.median, text))
     return found

@@ -1,4 +1,4 @@
-"""The ``sera.training`` block: how a training step is computed. The update stays the same."""
+"""The ``sera.training`` block: how steps and log-probs are computed. What is found stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Auto = Literal["auto", True, False]
 
 
 class TrainingConfig(Block):
-    """How the pairs of an update are put into batches and rows."""
+    """How pairs are put into batches and rows, in training steps and scoring passes."""
 
     group_by_length: Auto = Field(
         default="auto",
@@ -33,6 +33,21 @@ class TrainingConfig(Block):
         description="Packed steps read the prompt of a pair once for both answers. `auto`: where "
         "packing is on and the model takes a mask of its own, which the same check finds out; "
         "`true` ends the run where it doesn't.",
+    )
+
+    shared_scoring: Auto = Field(
+        default="auto",
+        description="Scoring passes of policy and reference read a prompt once for all its "
+        "answers, where that saves work. `auto`: where the model's answers can stand behind keys "
+        "and values of the prompt, which a check before the first pass finds out; `true` ends the "
+        "run where they can't.",
+    )
+
+    sampled_logps: Auto = Field(
+        default="auto",
+        description="Log-probs of sampled answers under the model that wrote them are those found "
+        "while sampling, before temperature and top_p; a few are scored to compare. `auto`: where "
+        "the engine finds them and the model is in float32; `true` ends the run where not.",
     )
 
     @model_validator(mode="after")

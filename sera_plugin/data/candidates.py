@@ -108,15 +108,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """A sampled answer: tokens with their ending if it finished."""
+    """A sampled answer.
+
+    Attributes:
+        token_ids: its tokens, with their ending if it finished.
+        finished: False if sampling was cut before a stop token.
+        logp: log π(y|x) of the model that wrote it, nats, where sampling found it.
+    """
 
     token_ids: tuple[int, ...]
     finished: bool
+    logp: float | None = None
 
 
 Draws = Callable[[Prompt, int, int], np.ndarray]
 """Uniforms in [0, 1) for a prompt and the number of its answer, as many as asked for."""
 
 
-Answered = list[tuple[str, list[tuple[np.ndarray, bool]]]]
-"""What a batch gives: example ids with the answers' token ids (int32) and whether they finished."""
+Answered = list[tuple[str, list[tuple[np.ndarray, bool, float | None]]]]
+"""What a batch gives: example ids with the answers' token ids (int32), whether they finished, and
+their log-probs where sampling found them."""

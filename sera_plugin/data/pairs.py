@@ -113,6 +113,8 @@ class OfflineCompletions:
         self._dataset = pairs.dataset.select_columns(list(TOKENS))
         lengths = np.stack([pairs.chosen_tokens, pairs.rejected_tokens], axis=1)
         self.lengths = (lengths + pairs.prompt_tokens[:, None]).reshape(-1)
+        self.prompts = np.repeat(np.arange(len(pairs)), 2)
+        self.prompt_tokens = np.repeat(pairs.prompt_tokens, 2)
 
     def fetch(self, numbers: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         pairs = self._dataset.with_format("arrow")[[number // 2 for number in numbers]]

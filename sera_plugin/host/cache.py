@@ -70,5 +70,5 @@ class GrowingLayer(DynamicLayer):
 
     def _let_go(self) -> None:
         """Of buffers whose rows were just copied, before the next layer's are."""
-        self._buffers.clear()
-        self._views.clear()
+        # A copy of the layer may have the same ones.
+        self._buffers, self._views = {}, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -34,8 +35,9 @@ from sera_plugin.review.selection import History
 from sera_plugin.runtime.shards import round_label
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Serving
+from sera_plugin.scoring.known import completed
 from sera_plugin.scoring.policies import Policies
-from sera_plugin.scoring.scorer import CompletionList, Phase, Scorer, phase_of
+from sera_plugin.scoring.scorer import CompletionList, Phase, Scored, Scorer, phase_of
 from sera_plugin.scoring.snapshot import Snapshot
 
 
@@ -202,15 +204,22 @@ class Bootstrapper:
             for answer, writer in by_answer(written, prompt.example_id).items()
             if len(answer.token_ids) > (len(self.sampler.settings.ending) if answer.finished else 0)
         ]
-        answers = CompletionList(
-            [(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat]
-        )
-        origin = self.policies.policy_origin(label)
-        with self.policies.policy() as forward:
-            policy = self.scorer.logps(forward, answers, "Scoring sampled answers", origin)
-        origin = self.policies.reference_origin(label)
-        with self.policies.reference() as forward:
-            reference = self.scorer.logps(forward, answers, "Reference of sampled answers", origin)
+        rows = [(prompt.token_ids, answer.token_ids) for prompt, answer, _ in flat]
+        known = {
+            source: [answer.logp if writer is source else None for _, answer, writer in flat]
+            for source in (Source.POLICY, Source.REFERENCE)
+        }
+        policies = self.policies
+        origin = policies.policy_origin(label)
+        with policies.policy() as forward:
+            bar = "Scoring sampled answers"
+            score = partial(self.scorer.logps, forward, description=bar, origin=origin)
+            policy = completed(rows, known[Source.POLICY], score, label)
+        origin = policies.reference_origin(label)
+        with policies.reference() as forward:
+            bar = "Reference of sampled answers"
+            score = partial(self.scorer.logps, forward, description=bar, origin=origin)
+            reference = completed(rows, known[Source.REFERENCE], score, label)
         finite = np.isfinite(policy.logps) & np.isfinite(reference.logps)
         bad = check_numbers(finite, self.config.max_set_aside, label, "sampled answers")
         found: dict[str, list[Candidate]] = {prompt.example_id: [] for prompt in prompts}
@@ -226,9 +235,12 @@ class Bootstrapper:
                     float(r),
                 )
             )
-        phase = phase_of(start, policy)
-        both = replace(phase, tokens=2 * phase.tokens, padded_tokens=2 * phase.padded_tokens)
-        return found, both, bad
+        both = Scored(
+            policy.logps,
+            policy.tokens + reference.tokens,
+            policy.padded_tokens + reference.padded_tokens,
+        )
+        return found, phase_of(start, both), bad
 
     def _mix_previous(
         self,

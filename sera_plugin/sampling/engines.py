@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -24,6 +24,8 @@ UNUSED = "transformers"
 
 class Engine(Protocol):
     """Samples answers on this rank.
+
+    One that knows how likely its answers are may be a ``MeasuringEngine``.
 
     The class is imported before Axolotl patches TRL, so its module must not import a trainer of
     TRL. It may have a static method ``check(cfg, config)``, given the host's config and the
@@ -76,6 +78,42 @@ class Engine(Protocol):
             draws: the numbers that sampling follows, unless the temperature is 0.
             synced: whether all ranks must take every decoding step together.
         """
+
+
+Measured = tuple[np.ndarray, float | None]
+"""An answer's token ids, and its log-prob in nats if it is known."""
+
+
+class MeasuringEngine(Engine, Protocol):
+    """An engine that finds log-probs while it samples."""
+
+    def measured(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: Sampling,
+        draws: Draws,
+        *,
+        synced: bool,
+    ) -> list[list[Measured]]:
+        """The answers of ``sample``, with log π(y|x) of the model, nats.
+
+        That is of the logits before temperature and nucleus, and of the answer as
+        ``settings.finish`` makes it, with ``Sampling.ending`` in the place of the stop token.
+        """
+
+
+def measuring(engine: Engine) -> MeasuringEngine | None:
+    """The engine, if it finds log-probs while it samples.
+
+    A class that has ``measured`` from another one, but a ``sample`` of its own, does not.
+    """
+    for owner in type(engine).__mro__:
+        if "measured" in vars(owner):
+            return cast("MeasuringEngine", engine)
+        if "sample" in vars(owner):
+            return None
+    return None
 
 
 def engine_class(value: str) -> type[Engine]:

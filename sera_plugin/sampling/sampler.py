@@ -23,9 +23,9 @@ from sera_plugin.data.pairs import list_rows
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.sampling.engines import Engine, check_answers
+from sera_plugin.sampling.engines import Engine, Measured, check_answers, measuring
 from sera_plugin.sampling.settings import Sampling, finish
-from sera_plugin.scoring.scorer import plan_batches
+from sera_plugin.scoring.batches import plan_batches
 
 SHORTEST = 0.7
 """A prompt with room for its answer has at least this share of the longest one's tokens in its
@@ -95,14 +95,16 @@ class Sampler:
             SHARD_BATCHES,
             None if origin is None else partial(self._shards, origin, prompts, seed, round_number),
             self.after_shard,
-            tokens=lambda _, found: sum(len(ids) for _, each in found for ids, _ in each),
+            tokens=lambda _, found: sum(len(ids) for _, each in found for ids, *_ in each),
         ).results(len(batches))
         # One object for each number: a token takes 8 bytes in place of 36.
         shared: dict[int, int] = {}
         return {
             example_id: tuple(
-                Completion(tuple(map(shared.setdefault, ids, ids)), finished)
-                for ids, finished in ((tokens.tolist(), finished) for tokens, finished in answers)
+                Completion(tuple(map(shared.setdefault, ids, ids)), finished, logp)
+                for ids, finished, logp in (
+                    (tokens.tolist(), finished, logp) for tokens, finished, logp in answers
+                )
             )
             for number in sorted(found)
             for example_id, answers in found[number]
@@ -144,16 +146,22 @@ class Sampler:
             longest = max(len(prompt.token_ids) for prompt in part)
             return len(part) * settings.num_candidates * (longest + settings.max_new_tokens)
 
-        sampled = self.fitting.run(
-            prompts,
-            size,
-            lambda part: self.engine.sample(model, part, settings, draws, synced=synced),
-        )
-        check_answers(self.engine, sampled, prompts, settings)
+        def sampled(part: Sequence[Prompt]) -> list[list[Measured]]:
+            engine = measuring(self.engine) if settings.measured else None
+            if engine is not None:
+                return engine.measured(model, part, settings, draws, synced=synced)
+            found = self.engine.sample(model, part, settings, draws, synced=synced)
+            return [[(ids, None) for ids in answers] for answers in found]
+
+        made = self.fitting.run(prompts, size, sampled)
+        tokens = [[ids for ids, _ in answers] for answers in made]
+        check_answers(self.engine, tokens, prompts, settings)
         result: Answered = []
-        for prompt, answers in zip(prompts, sampled, strict=True):
-            ended = [finish(ids.tolist(), settings.ending, settings.stops) for ids in answers]
-            kept = [(np.array(ids, dtype=np.int32), finished) for ids, finished in ended]
+        for prompt, answers in zip(prompts, made, strict=True):
+            kept = []
+            for ids, logp in answers:
+                ended, finished = finish(ids.tolist(), settings.ending, settings.stops)
+                kept.append((np.array(ended, dtype=np.int32), finished, logp))
             result.append((prompt.example_id, kept))
         return result
 
@@ -163,6 +171,7 @@ _ROLLOUTS = pa.schema(
         ("batch", pa.int64()),
         ("example_id", pa.string()),
         ("finished", pa.bool_()),
+        ("logp", pa.float64()),
         ("token_ids", pa.list_(pa.int32())),
     ]
 )
@@ -173,10 +182,10 @@ class CompletionCodec:
 
     def encode(self, found: Mapping[int, Answered]) -> pa.Table:
         rows = [
-            (number, example_id, finished, token_ids)
+            (number, example_id, finished, logp, token_ids)
             for number, answered in found.items()
             for example_id, answers in answered
-            for token_ids, finished in answers
+            for token_ids, finished, logp in answers
         ]
         columns = zip(*rows, strict=True)
         arrays = [
@@ -185,12 +194,13 @@ class CompletionCodec:
         return pa.table(arrays, schema=_ROLLOUTS)
 
     def decode(self, table: pa.Table) -> dict[int, Answered]:
-        found: dict[int, dict[str, list[tuple[np.ndarray, bool]]]] = {}
+        found: dict[int, dict[str, list[tuple[np.ndarray, bool, float | None]]]] = {}
         *columns, tokens = (table[name] for name in _ROLLOUTS.names)
         names = (column.to_pylist() for column in columns)
-        for number, example_id, finished, token_ids in zip(*names, list_rows(tokens), strict=True):
+        rows = zip(*names, list_rows(tokens), strict=True)
+        for number, example_id, finished, logp, token_ids in rows:
             answers = found.setdefault(number, {}).setdefault(example_id, [])
-            answers.append((token_ids, finished))
+            answers.append((token_ids, finished, logp))
         return {number: list(answered.items()) for number, answered in found.items()}
 
 

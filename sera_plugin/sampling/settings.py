@@ -127,6 +127,7 @@ class Sampling:
         token_budget: most padded tokens of a batch.
         writer: whose answers they are, the policy's or the reference's.
         first_candidate: number of the first answer; an answer is drawn by its number.
+        measured: whether log-probs come with the answers.
     """
 
     num_candidates: int
@@ -140,6 +141,7 @@ class Sampling:
     token_budget: int
     writer: Source = Source.POLICY
     first_candidate: int = 0
+    measured: bool = False
 
     def shared_out(self, sampler: str) -> tuple[Sampling, ...]:
         """The passes that sample all candidates of a prompt.

@@ -26,10 +26,12 @@ from transformers import (
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from sera_plugin.host.cache import growing_cache
+from sera_plugin.sampling.measuring import Notes, Stopped
 from sera_plugin.scoring.logps import causal_lm, keeps_logits
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt
+    from sera_plugin.sampling.engines import Measured
     from sera_plugin.sampling.settings import EngineParts, Sampling, Serving
 
 SEGMENT = 32
@@ -154,28 +156,62 @@ class TransformersEngine:
         *,
         synced: bool,
     ) -> list[list[np.ndarray]]:
-        copies, device = settings.num_candidates, PartialState().device
+        copies = settings.num_candidates
+        answers, _ = self._sampled(model, prompts, settings, draws, synced)
+        return [answers[i : i + copies] for i in range(0, len(answers), copies)]
+
+    def measured(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: Sampling,
+        draws: Draws,
+        *,
+        synced: bool,
+    ) -> list[list[Measured]]:
+        """See ``engines.MeasuringEngine``."""
+        copies = settings.num_candidates
+        answers, notes = self._sampled(model, prompts, settings, draws, synced)
+        found = list(zip(answers, notes.sums(answers), strict=True))
+        return [found[i : i + copies] for i in range(0, len(found), copies)]
+
+    def _sampled(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: Sampling,
+        draws: Draws,
+        synced: bool,
+    ) -> tuple[list[np.ndarray], Notes]:
+        """Token ids of every answer up to its room, and what was noted if that is wanted."""
+        device = PartialState().device
         stops = torch.tensor(sorted(settings.stops), device=device)
         with torch.no_grad(), without_own_settings(model):
             batch, width = self._start(model, prompts, settings, draws)
             shape = (len(batch.rows), int(batch.room.max()))
             sampled = torch.full(shape, settings.pad_token_id, device=device)
             room, steps, done = batch.room, sampled.shape[1], 0
+            notes = Notes(settings.ending, stops, shape, device)
             while done < steps and len(batch.rows):
                 # Ranks that decode together must call `generate` equally often.
                 cut = batch.cache is not None and not synced
                 tokens = min(SEGMENT, steps - done) if cut else steps
-                self._continue(model, batch, settings, width, tokens, synced)
+                self._continue(model, batch, settings, width, tokens, synced, notes)
                 new = batch.tokens[:, width + done :]
                 sampled[batch.rows, done : done + new.shape[1]] = new
+                is_stop = torch.isin(new, stops)
+                stopped = is_stop.any(dim=1)
+                if settings.measured:
+                    notes.take(batch.rows, done)
+                    at = (width + done + is_stop.int().argmax(dim=1)).float()
+                    ended = Stopped(batch.rows, batch.mask, at.masked_fill(~stopped, torch.nan))
+                    notes.read_endings(model, batch.cache, ended, all_rows=synced)
                 done += new.shape[1]
-                stopped = torch.isin(new, stops).any(dim=1)
                 if not cut:
                     break
                 batch.keep(~stopped & (batch.room > done))
         found = sampled.int().cpu().numpy()
-        answers = [row[:most] for row, most in zip(found, room.tolist(), strict=True)]
-        return [answers[i : i + copies] for i in range(0, len(answers), copies)]
+        return [row[:most] for row, most in zip(found, room.tolist(), strict=True)], notes
 
     def _start(
         self, model: PreTrainedModel, prompts: Sequence[Prompt], settings: Sampling, draws: Draws
@@ -228,6 +264,7 @@ class TransformersEngine:
         width: int,
         tokens: int,
         synced: bool,
+        notes: Notes,
     ) -> None:
         """Sample up to ``tokens`` more tokens of every answer in the batch."""
         before = batch.tokens.shape[1]
@@ -245,7 +282,7 @@ class TransformersEngine:
                 pad_token_id=settings.pad_token_id,
                 return_dict_in_generate=True,
             ),
-            logits_processor=_processors(settings, batch.draws, width),
+            logits_processor=_processors(settings, batch.draws, width, notes),
             synced_gpus=synced,
             **options,
         )
@@ -254,7 +291,10 @@ class TransformersEngine:
         batch.mask = torch.cat([batch.mask, more], dim=1)
 
 
-def _processors(settings: Sampling, draws: torch.Tensor | None, width: int) -> LogitsProcessorList:
-    if draws is None:
-        return LogitsProcessorList()
-    return LogitsProcessorList([*warpers(settings), InverseCdfSampler(draws, width)])
+def _processors(
+    settings: Sampling, draws: torch.Tensor | None, width: int, notes: Notes
+) -> LogitsProcessorList:
+    found: list[Any] = []
+    if draws is not None:
+        found = [*warpers(settings), InverseCdfSampler(draws, width)]
+    return LogitsProcessorList(notes.around(found) if settings.measured else found)

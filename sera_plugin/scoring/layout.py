@@ -9,6 +9,10 @@ import numpy as np
 import torch
 
 
+class NotPackable(Exception):
+    """A model can't be called in a way that saves work; the message ends a sentence on it."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Answers to one prompt, which stands before them once.

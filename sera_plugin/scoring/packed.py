@@ -16,7 +16,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from sera_plugin.host.packed_step import AnswerTokens
-from sera_plugin.scoring.layout import Layout, groups_of, layout
+from sera_plugin.scoring.layout import Layout, NotPackable, groups_of, layout
 from sera_plugin.scoring.logps import POSITIONS, Forward, causal_lm, head_of
 
 KEPT_LOGITS = 2**23
@@ -25,10 +25,6 @@ backward pass; beyond it the logits are computed again, some positions at a time
 
 NUMBERS = 4
 """Of each token; see ``AnswerTokens``."""
-
-
-class NotPackable(Exception):
-    """A model can't be called without padding; the message ends a sentence that says so."""
 
 
 class _Numbers(torch.autograd.Function):

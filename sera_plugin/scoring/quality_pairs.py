@@ -130,6 +130,9 @@ class QualityCompletions:
             [len(self._prompt(row)) + tokens for tokens in quality.visible(row)] for row in rows
         ]
         self.lengths = np.array(lengths, dtype=np.int64).reshape(-1)
+        self.prompts = np.repeat(np.arange(len(rows)), 2)
+        asked = [len(self._prompt(row)) for row in rows]
+        self.prompt_tokens = np.repeat(np.array(asked, dtype=np.int64), 2)
 
     def _prompt(self, row: RoundRow) -> np.ndarray:
         return self._quality.prompts[self._quality.pairs.position[row.example_id]]

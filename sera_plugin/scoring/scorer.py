@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
+from sera_plugin.scoring.batches import LogpCodec, plan_batches
+from sera_plugin.scoring.layout import Group
 from sera_plugin.scoring.logps import Forward, completion_logps
+from sera_plugin.scoring.sharing import (
+    BATCHES,
+    FORWARD,
+    SAVING,
+    SharedPlan,
+    continued_logps,
+    groups_of_tokens,
+    plan_shared,
+)
 
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids of a prompt and of an answer."""
@@ -41,10 +51,18 @@ class Completions(Protocol):
 
     Attributes:
         lengths: tokens of prompt and answer together, int64, shape (n,).
+        prompts: completions with the same number have the same prompt, int64, shape (n,).
+        prompt_tokens: tokens of the prompt, int64, shape (n,).
     """
 
     @property
     def lengths(self) -> np.ndarray: ...
+
+    @property
+    def prompts(self) -> np.ndarray: ...
+
+    @property
+    def prompt_tokens(self) -> np.ndarray: ...
 
     def fetch(self, numbers: Sequence[int]) -> Sequence[Tokens]:
         """Token ids of the prompts and of the answers of these numbers."""
@@ -63,6 +81,16 @@ class CompletionList:
     def lengths(self) -> np.ndarray:
         return np.array([len(prompt) + len(answer) for prompt, answer in self.rows], dtype=np.int64)
 
+    @property
+    def prompts(self) -> np.ndarray:
+        known: dict[bytes, int] = {}
+        keys = (np.asarray(prompt, dtype=np.int64).tobytes() for prompt, _ in self.rows)
+        return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        return np.array([len(prompt) for prompt, _ in self.rows], dtype=np.int64)
+
     def fetch(self, numbers: Sequence[int]) -> list[Tokens]:
         return [self.rows[number] for number in numbers]
 
@@ -73,26 +101,6 @@ class CompletionList:
                 digest.update(len(part).to_bytes(8, "big"))
                 digest.update(np.asarray(part, dtype=np.int64).tobytes())
         return digest.hexdigest()
-
-
-class LogpCodec:
-    """Log-probs of batches as a table with a row per completion."""
-
-    def __init__(self, batches: Sequence[np.ndarray]) -> None:
-        self._batches = batches
-
-    def encode(self, found: Mapping[int, np.ndarray]) -> pa.Table:
-        return pa.table(
-            {
-                "batch": np.repeat(list(found), [len(values) for values in found.values()]),
-                "completion": np.concatenate([self._batches[number] for number in found]),
-                "logp": np.concatenate(list(found.values())),
-            }
-        )
-
-    def decode(self, table: pa.Table) -> dict[int, np.ndarray]:
-        numbers, logps = table["batch"].to_numpy(), table["logp"].to_numpy()
-        return {int(number): logps[numbers == number] for number in np.unique(numbers)}
 
 
 @dataclass(frozen=True)
@@ -123,30 +131,6 @@ class Phase:
 def phase_of(start: float, done: Scored) -> Phase:
     """The phase of one pass that began at ``start`` on the performance counter."""
     return Phase(time.perf_counter() - start, done.tokens, done.padded_tokens)
-
-
-def plan_batches(lengths: np.ndarray, token_budget: int, shortest: float = 0.0) -> list[np.ndarray]:
-    """Cut rows, longest first, into batches of at most ``token_budget`` padded tokens.
-
-    A row longer than the budget gets a batch of its own. Ties in length keep their order, so the
-    batches depend on the lengths alone.
-
-    Args:
-        lengths: tokens of each row, shape (n,).
-        token_budget: most padded tokens of a batch.
-        shortest: least length of a row as a share of its batch's longest; bounds the padding.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    ordered = lengths[order]
-    batches, start = [], 0
-    while start < len(order):
-        longest = int(ordered[start])
-        rows = max(1, int(token_budget // max(1, longest)))
-        enough = int(np.searchsorted(-ordered, -shortest * longest, side="right"))
-        end = min(start + rows, max(enough, start + 1))
-        batches.append(order[start:end])
-        start = end
-    return batches
 
 
 @contextmanager
@@ -181,6 +165,7 @@ class Scorer:
         token_budget: most padded tokens of a batch.
         after_shard: called on every rank when a shard is finished; it may raise to end the pass.
         fitting: cuts batches that don't fit the memory.
+        shares: whether a prompt is read once for all its answers, where that saves work.
     """
 
     accelerator: Accelerator
@@ -189,6 +174,7 @@ class Scorer:
     token_budget: int
     after_shard: Callable[[], None] | None = None
     fitting: Fitting = field(default_factory=Fitting)
+    shares: bool = False
 
     def logps(
         self,
@@ -214,21 +200,90 @@ class Scorer:
         if self.max_length is not None:
             lengths = np.minimum(lengths, self.max_length)
         batches = plan_batches(lengths, self.token_budget, SHORTEST)
+        tokens = int(lengths.sum())
+        padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+        plan = self._shared(completions, lengths, padded + FORWARD * len(batches))
+        compute, group = partial(self._alone, forward, completions, batches), SHARD_BATCHES
+        if plan is not None:
+            batches, tokens, padded = list(plan.batches), plan.tokens, plan.padded
+            compute = partial(self._together, forward, completions, plan)
+            group = SHARD_BATCHES // BATCHES
         found = Pass(
             self.accelerator,
             description,
-            lambda number: self.own_logps(forward, completions.fetch(batches[number].tolist())),
+            compute,
             LogpCodec(batches),
-            SHARD_BATCHES,
-            None if origin is None else partial(self._shards, origin, completions, lengths),
+            group,
+            None
+            if origin is None
+            else partial(self._shards, origin, completions, lengths, plan is not None),
             self.after_shard,
             tokens=lambda number, _: int(lengths[batches[number]].sum()),
         ).results(len(batches))
         logps = np.full(len(lengths), np.nan)
         for number, values in found.items():
             logps[batches[number]] = values
-        padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-        return Scored(logps, int(lengths.sum()), padded)
+        return Scored(logps, tokens, padded)
+
+    def _shared(
+        self, completions: Completions, lengths: np.ndarray, cost: int
+    ) -> SharedPlan | None:
+        """A plan with shared prompts, if it costs less; it follows from the lengths alone."""
+        if not self.shares:
+            return None
+        plan = plan_shared(
+            lengths, completions.prompts, completions.prompt_tokens, self.token_budget
+        )
+        return plan if plan is not None and plan.cost <= SAVING * cost else None
+
+    def _alone(
+        self,
+        forward: Forward,
+        completions: Completions,
+        batches: Sequence[np.ndarray],
+        number: int,
+    ) -> np.ndarray:
+        return self.own_logps(forward, completions.fetch(batches[number].tolist()))
+
+    def _together(
+        self, forward: Forward, completions: Completions, plan: SharedPlan, number: int
+    ) -> np.ndarray:
+        batch = plan.batches[number]
+        rows, prompts = completions.fetch(batch.tolist()), completions.prompts[batch]
+        # Ranks that hold shares of the weights make every forward pass together.
+        forwards = 0 if self.fitting.may_cut else max(plan.forwards)
+        return self.shared_logps(forward, rows, prompts, forwards)
+
+    def shared_logps(
+        self, forward: Forward, rows: Sequence[Tokens], prompts: np.ndarray, forwards: int = 0
+    ) -> np.ndarray:
+        """Σ log π(y|x) of one batch on this rank alone, each prompt read once; float64, shape
+        (rows,), nats.
+
+        Args:
+            forward: the model to call.
+            rows: prompts, each with at least one token, and answers; those of a prompt together.
+            prompts: numbers of the prompts, shape (rows,).
+            forwards: least number of forward passes over answers.
+        """
+
+        def size(part: Sequence[Group]) -> int:
+            return sum(group.size for group in part)
+
+        groups = groups_of_tokens(rows, prompts, self.max_length)
+        found = self.fitting.run(
+            groups,
+            size,
+            lambda part: continued_logps(
+                forward,
+                part,
+                self.pad_token_id,
+                self.token_budget,
+                self.accelerator.device,
+                forwards,
+            ),
+        )
+        return np.array([logp for each in found for logp in each], dtype=np.float64)
 
     def own_logps(self, forward: Forward, rows: Sequence[Tokens]) -> np.ndarray:
         """Σ log π(y|x) of one batch on this rank alone, float64, shape (rows,), nats."""
@@ -239,9 +294,12 @@ class Scorer:
         found = self.fitting.run(rows, size, lambda part: self._batch(forward, part))
         return np.array(found, dtype=np.float64)
 
-    def _shards(self, origin: Origin, completions: Completions, lengths: np.ndarray) -> Shards:
+    def _shards(
+        self, origin: Origin, completions: Completions, lengths: np.ndarray, shared: bool
+    ) -> Shards:
         determined_by = {
             "pass": "logps",
+            "shared": shared,
             "completions": completions.digest(),
             "lengths": hashlib.blake2b(lengths.tobytes(), digest_size=16).hexdigest(),
             "max_length": self.max_length,

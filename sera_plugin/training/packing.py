@@ -6,48 +6,34 @@ Collectives: those of scoring, and a gather.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sera_plugin.config import TrainingConfig
 from sera_plugin.data.dealing import dealt_by_length, row_lengths
-from sera_plugin.data.pairs import TOKENS, list_rows
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.host.models import attention_of
-from sera_plugin.runtime.errors import SeraConfigError, in_short
 from sera_plugin.runtime.logs import logger
-from sera_plugin.runtime.ranks import gathered
 from sera_plugin.scoring.layout import Group, layout
 from sera_plugin.scoring.logps import Forward, causal_lm
-from sera_plugin.scoring.packed import NotPackable, Packed
+from sera_plugin.scoring.packed import Packed
 from sera_plugin.training.objective import BASES
 from sera_plugin.training.run import Run
+from sera_plugin.training.sharing import (
+    FAILURES,
+    Checked,
+    Pair,
+    compared,
+    refuse,
+    said_by,
+    tried_pairs,
+)
 
 LOG = logger(__name__)
 
-TOLERANCE = 1e-3
-"""Nats by which an answer's log-prob may differ from that of its sequence alone."""
-
 MASKED = ("sdpa", "eager")
 """Ways to attend that take a mask of one's own."""
-
-Pair = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Token ids of prompt, chosen and rejected answer."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a check of some pairs found.
-
-    Attributes:
-        why_not: the end of a sentence that says why a way doesn't work, or None if it does.
-        difference: largest difference of an answer's log-prob, nats.
-    """
-
-    why_not: str | None
-    difference: float = 0.0
 
 
 def packed_steps(run: Run) -> Packed | None:
@@ -70,10 +56,10 @@ def packed_steps(run: Run) -> Packed | None:
                 _say(found, packed)
                 return packed
             if shared:
-                _refuse(wanted.shared_prompts, "shared_prompts", found.why_not)
+                refuse(wanted.shared_prompts, "shared_prompts", found.why_not)
                 LOG.info("Training steps can't share prompts, because %s.", found.why_not)
             why_not = found.why_not
-    _refuse(wanted.packing, "packing", why_not or "")
+    refuse(wanted.packing, "packing", why_not or "")
     LOG.info("Training steps are computed with padding, the host's way, because %s.", why_not)
     return None
 
@@ -97,14 +83,6 @@ def _say(found: Checked, packed: Packed) -> None:
         " and read a prompt once for both answers" if packed.shared else "",
         found.difference,
     )
-
-
-def _refuse(value: bool | str, key: str, why_not: str) -> None:
-    if value is True:
-        raise SeraConfigError(
-            f"sera.training.{key}: true can't be used with this run, because {why_not}; write auto "
-            "or false."
-        )
 
 
 def _beforehand(run: Run, wanted: TrainingConfig) -> str | None:
@@ -143,7 +121,9 @@ def _checked(run: Run, packed: Packed) -> Checked:
     attention = attention_of(causal_lm(run.host.models.policy))
     if packed.shared and attention not in MASKED:
         return Checked(f"attention {attention} takes no mask of its own")
-    pairs = _tried(run)
+    pairs = tried_pairs(run.pairs, run.config.bootstrap, run.host.max_length)
+    if not pairs:
+        return Checked("no pair has tokens of both answers within sequence_len")
     rows = [(pair[0], answer) for pair in pairs for answer in pair[1:]]
     scorer = run.reviewer.scorer
     with run.policies.policy() as forward:
@@ -152,18 +132,9 @@ def _checked(run: Run, packed: Packed) -> Checked:
         try:
             together = _together(forward, packed, pairs, run.host.max_length)
             why_not = None
-        except (NotPackable, TypeError, ValueError, IndexError, RuntimeError) as error:
-            together, why_not = alone, in_short(error)
-    # In half precision padding alone changes log-probs by more than the tolerance.
-    allowed = max(TOLERANCE, 4 * float(np.abs(padded - alone).max()))
-    difference = float(np.abs(together - alone).max())
-    if why_not is None and not difference <= allowed:
-        why_not = (
-            f"log-probs change by up to {difference:.2g} nats when sequences share a row, with "
-            f"{allowed:.2g} allowed"
-        )
-    reasons = [reason for reason in gathered([why_not]) if reason is not None]
-    return Checked(reasons[0] if reasons else None, difference)
+        except FAILURES as error:
+            together, why_not = alone, said_by(error)
+    return compared(alone, padded, together, why_not, "sequences share a row")
 
 
 def _together(
@@ -186,27 +157,3 @@ def _together(
     found = packed.of_layout(forward, layout(groups, packed.pad, None, device), 2 * len(pairs))
     sums: torch.Tensor = found.sums(found.logps.double())
     return sums.cpu().numpy()
-
-
-def _tried(run: Run) -> list[Pair]:
-    """The shortest, a middle and the longest pair, this one drawn out to what a row may have.
-
-    So a window of attention that any row is longer than is seen.
-    """
-    pairs, bootstrap = run.pairs, run.config.bootstrap
-    lengths = pairs.prompt_tokens + np.maximum(pairs.chosen_tokens, pairs.rejected_tokens)
-    whole = np.flatnonzero(np.minimum(pairs.chosen_tokens, pairs.rejected_tokens) > 0)
-    order = whole[np.argsort(lengths[whole], kind="stable")]
-    picked = [order[0], order[len(order) // 2], order[-1]]
-    rows = pairs.dataset.with_format("arrow")[picked]
-    columns = [list_rows(rows.column(name)) for name in TOKENS]
-    found = [(prompt, chosen, rejected) for prompt, chosen, rejected in zip(*columns, strict=True)]
-    most = int(lengths[whole].max())
-    if bootstrap.fraction > 0:
-        most = max(most, int(pairs.prompt_tokens.max()) + bootstrap.max_new_tokens)
-    most = min(most, run.host.max_length or most)
-    prompt, *answers = found[-1]
-    room = max(1, most - len(prompt))
-    longest = [np.resize(answer, max(room, 1)) for answer in answers]
-    found[-1] = (prompt, longest[0], longest[1])
-    return found

@@ -32,6 +32,7 @@ from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.scorer import Scorer
 from sera_plugin.training.checkpoints import StopOnSignal
 from sera_plugin.training.objective import base_of
+from sera_plugin.training.sharing import tried_pairs, with_measured, with_shared_prompts
 from sera_plugin.training.terms.term import Objective, TermParts, objective_of
 
 
@@ -105,7 +106,7 @@ def open_run(
 
     Raises:
         SeraConfigError: if the quality prompt has no place in the prompts, or a base in 4 bits
-            can't be trained on this CPU.
+            can't be trained on this CPU, or scoring can't share prompts as it must.
         RuleError: if the judge's function can't be imported.
         JudgeError: if a reward model can't be used.
         VllmError: if vLLM can't be reached or started.
@@ -130,7 +131,10 @@ def open_run(
         after_shard=stop.check,
         fitting=Fitting(may_cut),
     )
+    tried = tried_pairs(pairs, bootstrap, host.max_length)
+    scorer = with_shared_prompts(scorer, config.training, policies, tried)
     engine = engine_of(EngineParts(bootstrap, host.cfg, accelerator, policies.unwrapped, tokenizer))
+    sampling = with_measured(sampling, config, policies.unwrapped, accelerator, engine)
     sampler = sampler_of(engine, sampling, accelerator, stop.check, may_cut)
     contrast = None
     if config.asked:

@@ -21,6 +21,7 @@ from command_line import SHIM, MakeConfig, RunCli, output_dir
 from ranks import RANKS, TORCHRUN, zero_config
 from warm import Commands, Done
 
+from sera_plugin.config import TrainingConfig
 from sera_plugin.sampling import sampler as generation
 from sera_plugin.scoring import scorer as scoring
 from sera_plugin.training.checkpoints import EXIT_CODE
@@ -36,7 +37,14 @@ CONFIG: dict[str, Any] = {
     "sera": {
         "selection": {"keep": 0.3},
         "bootstrap": {"fraction": 0.2, "max_new_tokens": 16, "ensemble": True},
+        # So that every pass has many batches; ALL_ON has runs with both.
+        "training": {"shared_scoring": False, "sampled_logps": False},
     },
+}
+ALL_ON = {
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "sera": CONFIG["sera"] | {"training": dict.fromkeys(TrainingConfig.model_fields, True)},
 }
 EVALUATED_AT = (6, 12, 16)  # the host's equal shares of all updates
 UPDATES_A_CHECKPOINT = 2
@@ -180,6 +188,48 @@ def test_killed_at_one_point_after_another(runs: Runs, again: Path, record_prope
     runs.completed(again)
     record_property("repeated", check_work(runs.undisturbed, again, kills=len(POINTS)))
     check_results(output_dir(runs.undisturbed), output_dir(again))
+
+
+# The third of the four micro-batches of update 6; the last checkpoint is of update 4.
+SAVING_POINTS = {
+    "between the micro-batches of an update": {
+        "at": "call",
+        "what": "sera_plugin.scoring.packed:Packed.__call__",
+        "count": 23,
+    },
+    "in a pass that reads prompts once": {
+        "at": "call",
+        "what": "sera_plugin.scoring.scorer:Scorer.shared_logps",
+        "within": "round-02 Reference of sampled",
+    },
+    "sampling with log-probs": SAMPLE,
+}
+
+
+@pytest.fixture(scope="module")
+def saving_runs(config: MakeConfig, commands: Commands) -> Runs:
+    return Runs(commands, config(drop=("saves_per_epoch",), **CONFIG | ALL_ON))
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(name, marks=[] if name.startswith("between") else pytest.mark.crash)
+        for name in SAVING_POINTS
+    ],
+)
+def test_killed_and_resumed_with_all_that_saves_work(
+    saving_runs: Runs, tmp_path: Path, point: str, record_property: Any
+) -> None:
+    record_property("killed", point)
+    again = saving_runs.copy(tmp_path)
+    saving_runs.killed(again, SAVING_POINTS[point])
+    if point.startswith("between"):
+        assert (output_dir(again) / "checkpoint-4").exists()
+        assert not (output_dir(again) / "checkpoint-6").exists()
+    saving_runs.completed(again)
+    check_results(output_dir(saving_runs.undisturbed), output_dir(again))
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 TERM: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from command_line import MakeConfig, RunCli, dataset_entry, output_dir
 from ranks import FSDP2, LIMIT, LORA, RANKS, TORCHRUN, zero_config
 from transformers import AutoTokenizer
 
-from sera_plugin.scoring.scorer import plan_batches
+from sera_plugin.scoring.batches import plan_batches
 
 # Round 1 is a whole number of global micro-batches of 4, because the host repeats rows of an
 # incomplete one; its last update is partial, and the reviewed round of 41 pairs ends in both.

@@ -226,6 +226,9 @@ def test_the_command_measures_runs_passes_and_growth(results):
     passes = results["passes"]
     assert passes["margins"]["difference"] <= 1e-4 < passes["margins"]["mean_size"]
     assert passes["scoring"]["difference"] <= 1e-2
+    assert passes["shared"]["answers"] == 4
+    assert passes["shared"]["difference"] <= 1e-3
+    assert passes["shared"]["tokens"]["once"] < passes["shared"]["tokens"]["each"]
     assert 0 <= passes["scoring"]["fast_padding"] < passes["scoring"]["naive_padding"] < 1
     most = 16 * 2 * 16
     for side in ("fast", "paged", "naive"):

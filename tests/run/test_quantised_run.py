@@ -54,6 +54,7 @@ def undisturbed(
 
 
 def test_selection_and_bootstrapping_go_through(undisturbed: tuple[Path, str]) -> None:
+    assert "read a prompt once for both answers" in undisturbed[1]
     out = output_dir(undisturbed[0])
     margins = pq.read_table(out / "sera/round-02/margins.parquet").to_pandas()
     assert margins["kept"].sum() == KEPT

@@ -14,9 +14,11 @@ from command_line import MakeConfig, RunCli, output_dir
 from safetensors.torch import load_file
 from transformers import MambaConfig, MambaForCausalLM
 
+from sera_plugin.config import TrainingConfig
+
 pytestmark = pytest.mark.cli
 
-ON: dict[str, Any] = {"group_by_length": True, "packing": True, "shared_prompts": True}
+ON: dict[str, Any] = dict.fromkeys(TrainingConfig.model_fields, True)
 SAMPLED = {"bootstrap": {"max_new_tokens": 16, "guard": False}}
 
 
@@ -37,6 +39,8 @@ def test_everything_on_finds_what_everything_off_finds(config: MakeConfig, run_c
         said = run_cli("train", path, "--launcher", "python")
         runs.append(output_dir(path))
     assert "computed without padding and read a prompt once for both answers" in said
+    assert "Scoring reads a prompt once for all its answers" in said
+    assert "are those found while sampling" in said
     off, on = runs
     for number in (2, 3):
         was, now = (
@@ -54,6 +58,8 @@ def test_everything_on_finds_what_everything_off_finds(config: MakeConfig, run_c
     for was, now in zip(logged(off), logged(on), strict=True):
         assert was.keys() == now.keys()
         for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "entropy"):
+            if name == "rewards/accuracies" and abs(was["rewards/margins"]) < 1e-5:
+                continue  # the policy still is the reference, and rounding has the signs
             assert now[name] == pytest.approx(was[name], rel=1e-3, abs=1e-3), name
         assert now["num_tokens"] == was["num_tokens"]
     weights = [load_file(run / "model.safetensors") for run in runs]

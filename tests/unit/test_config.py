@@ -15,6 +15,7 @@ from sera_plugin.config import (
     SelectionConfig,
     SeraArgs,
     SeraConfig,
+    TrainingConfig,
     parse_block,
 )
 from sera_plugin.runtime.errors import SeraConfigError
@@ -100,7 +101,7 @@ def test_defaults():
         },
         "refine": None,
         "loss": [],
-        "training": {"group_by_length": "auto", "packing": "auto", "shared_prompts": "auto"},
+        "training": dict.fromkeys(TrainingConfig.model_fields, "auto"),
         "max_set_aside": 0.01,
         "reference": "fixed",
         "reference_device": "auto",

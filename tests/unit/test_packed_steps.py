@@ -40,6 +40,7 @@ from sera_plugin.scoring.packed import Packed
 from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.training.objective import BASES, base_of
 from sera_plugin.training.packing import packed_steps
+from sera_plugin.training.sharing import tried_pairs, with_shared_prompts
 from sera_plugin.training.terms.term import Objective
 
 PAIRS, BETA, SMOOTHING, CPU = 6, 0.5, 0.2, torch.device("cpu")
@@ -295,3 +296,31 @@ def test_a_window_shorter_than_a_row_shares_no_prompts() -> None:
     with pytest.raises(SeraConfigError, match=r"^sera.training.shared_prompts: true can't"):
         packed_steps(run_of(mistral(5), {"training": {"shared_prompts": True}}))
     assert packed_steps(run_of(mistral(4096), {})).shared
+
+
+# --- scoring with shared prompts ----------------------------------------------------------------
+
+
+def shares(model: torch.nn.Module, wanted: bool | str) -> bool:
+    """Whether the scorer of a run reads prompts once."""
+    run = run_of(model, {"training": {"shared_scoring": wanted}})
+    tried = tried_pairs(run.pairs, run.config.bootstrap, 64)
+    scorer = run.reviewer.scorer
+    return with_shared_prompts(scorer, run.config.training, run.policies, tried).shares
+
+
+def test_scoring_shares_prompts_where_keys_and_values_can_be_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="sera_plugin"):
+        assert shares(assets.small_llama(64), "auto")
+        assert shares(mistral(5), True)
+        assert not shares(mamba(), "auto")
+    assert caplog.text.count("reads a prompt once for all its answers") == 2
+    assert caplog.text.count("Scoring reads a prompt again for each answer, because it keeps") == 1
+    assert not shares(assets.small_llama(64), False)
+
+
+def test_shared_scoring_that_is_written_out_and_can_not_be_is_refused() -> None:
+    with pytest.raises(SeraConfigError, match=r"^sera.training.shared_scoring: true can't be used"):
+        shares(mamba(), True)

@@ -18,7 +18,7 @@ from sera_plugin.data.rounds import RoundDataset, RoundRow
 from sera_plugin.data.schedule import Batching, share_of
 from sera_plugin.data.tables import ReviewTable, RoundRecord
 from sera_plugin.runtime.memory import GIB, choose_gather
-from sera_plugin.scoring.scorer import plan_batches
+from sera_plugin.scoring.batches import plan_batches
 from sera_plugin.training.costs import (
     Memory,
     ModelSize,

@@ -164,7 +164,7 @@ def test_work_of_finished_rounds_is_dropped_and_the_rest_kept(tmp_path):
 
 def test_rollouts_read_back_equal(tmp_path):
     def answers(*tokens):
-        return [(np.array(ids, dtype=np.int32), finished) for ids, finished in tokens]
+        return [(np.array(ids, dtype=np.int32), finished, None) for ids, finished in tokens]
 
     found = {
         5: [("b", answers(((), False), ((1, 2), True))), ("a", answers(*[((7,), False)] * 2))],
@@ -176,11 +176,11 @@ def test_rollouts_read_back_equal(tmp_path):
 
     def plain(batches):
         return {
-            number: [(name, [(ids.tolist(), done) for ids, done in rows]) for name, rows in batch]
+            number: [(name, [(ids.tolist(), *rest) for ids, *rest in rows]) for name, rows in batch]
             for number, batch in batches.items()
         }
 
     assert plain(read) == plain(found)
-    assert {ids.dtype for batch in read.values() for _, rows in batch for ids, _ in rows} == {
+    assert {ids.dtype for batch in read.values() for _, rows in batch for ids, *_ in rows} == {
         np.dtype(np.int32)
     }
