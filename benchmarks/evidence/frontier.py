@@ -1,7 +1,8 @@
 """``python -m benchmarks.evidence.frontier``: arms at every β, and what they reach at equal KL.
 
-An arm keeps the learning rate that tuning picked and takes every β of ``BETAS``. Its frontier is the
-largest gain in gold reward that it has at a KL of at most k, between its βs by linear interpolation.
+An arm keeps the learning rate that tuning picked and takes every β of ``BETAS``. Its frontier is
+the largest gain in gold reward that it has at a KL of at most k, between its βs by linear
+interpolation.
 """
 
 from __future__ import annotations
