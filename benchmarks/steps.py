@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -203,17 +203,27 @@ def _memory(preset: Preset, assets: Path, way: str) -> dict[str, float]:
         return json.loads(Path(file.name).read_text(encoding="utf-8"))
 
 
-def _peak() -> float:
-    """The process's largest resident set so far, MiB (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident(field: str) -> float:
+    """A number of the process's memory, MiB (Linux): ``VmRSS`` now, ``VmHWM`` at its peak."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+def _forget_peak() -> None:
+    """Start ``VmHWM`` anew, from what is resident now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def memory_of(preset: Preset, assets: Path, way: str) -> dict[str, float]:
-    """Resident memory of a process that makes one update, MiB: before it, and its peak."""
+    """Resident memory of a process that makes an update, MiB: before it, and its peak."""
     steps = Steps(preset, assets, "sigmoid", VOCABULARY)
-    before = _peak()
+    steps.update(way, 1)
+    _forget_peak()
+    before = _resident("VmRSS")
     steps.update(way)
-    return {"before": before, "peak": _peak()}
+    return {"before": before, "peak": _resident("VmHWM")}
 
 
 if __name__ == "__main__":

@@ -158,12 +158,14 @@ def _step_bars(steps: Mapping[str, Any]) -> list[Bar]:
         found.append(Bar(f"training step, {way}, against the host's", limit, ratio.median, text))
     for way in ("packed", "shared"):
         ours, host = steps["memory_mib"][way], steps["memory_mib"]["host"]
-        ratio = ours["peak"] / host["peak"]
-        above = (ours["peak"] - ours["before"]) / (host["peak"] - host["before"])
-        sizes = f"{ours['peak']:,.0f} of {host['peak']:,.0f} MiB"
-        text = f"{ratio:.2f} ({sizes}); without what stood before the update {above:.2f}"
-        what = f"peak resident memory of an update at vocabulary {steps['vocabulary']:,}, {way}"
-        found.append(Bar(what, 0.6, ratio, text))
+        whole = ours["peak"] / host["peak"]
+        above = [one["peak"] - one["before"] for one in (ours, host)]
+        text = (
+            f"{above[0] / above[1]:.2f} ({above[0]:,.0f} of {above[1]:,.0f} MiB); the whole process "
+            f"{whole:.2f} ({ours['peak']:,.0f} of {host['peak']:,.0f} MiB)"
+        )
+        what = f"resident memory that an update adds, vocabulary {steps['vocabulary']:,}, {way}"
+        found.append(Bar(what, 0.6, above[0] / above[1], text))
     worst = max(value for ways in steps["gradients"].values() for value in ways.values())
     text = f"{worst:.1e} at most, over {', '.join(steps['gradients'])}"
     if "gradients_exact" in steps:
