@@ -161,8 +161,8 @@ def _step_bars(steps: Mapping[str, Any]) -> list[Bar]:
         whole = ours["peak"] / host["peak"]
         above = [one["peak"] - one["before"] for one in (ours, host)]
         text = (
-            f"{above[0] / above[1]:.2f} ({above[0]:,.0f} of {above[1]:,.0f} MiB); the whole process "
-            f"{whole:.2f} ({ours['peak']:,.0f} of {host['peak']:,.0f} MiB)"
+            f"{above[0] / above[1]:.2f} ({above[0]:,.0f} of {above[1]:,.0f} MiB); the whole "
+            f"process {whole:.2f} ({ours['peak']:,.0f} of {host['peak']:,.0f} MiB)"
         )
         what = f"resident memory that an update adds, vocabulary {steps['vocabulary']:,}, {way}"
         found.append(Bar(what, 0.6, above[0] / above[1], text))

@@ -19,8 +19,6 @@ from benchmarks.evidence.regimes import REGIMES, TUNED_IN, Regime
 from benchmarks.evidence.world import World, Writer
 
 TUNING_SEEDS = (100,)
-FRESH_TUNING_SEEDS = (100, 101)
-"""Worlds in which arms on new seeds are tuned."""
 UNTUNED = 1
 """Position in the grid."""
 VERSION = 1
@@ -149,12 +147,9 @@ Candidate = tuple[str, float, float]
 """Arm, learning rate, β."""
 
 
-def tuning_seeds(arm: str) -> tuple[int, ...]:
-    """The worlds that an arm is tuned in."""
-    return FRESH_TUNING_SEEDS if ARMS[arm].fresh else TUNING_SEEDS
-
-
-def tuning_runs(regime: str, arm: str, settings: Settings, results: Results) -> list[Run]:
+def tuning_runs(
+    regime: str, arm: str, settings: Settings, results: Results, seeds: Sequence[int] = TUNING_SEEDS
+) -> list[Run]:
     """What tunes an arm, judged on the tuning prompts, as far as stored results can tell.
 
     Runs that depend on what others find are in the list as soon as those are stored.
@@ -163,7 +158,7 @@ def tuning_runs(regime: str, arm: str, settings: Settings, results: Results) -> 
     return [
         Run(TUNED_IN.get(regime, regime), name, seed, "tune", rate, beta)
         for name, rate, beta in candidates
-        for seed in tuning_seeds(arm)
+        for seed in seeds
     ]
 
 
@@ -171,24 +166,23 @@ def _candidates(
     regime: str, arm: str, settings: Settings, results: Results
 ) -> tuple[list[Candidate], bool]:
     """What tuning tries, and whether that is all: a grid, its neighbours, settings of an arm."""
-    one, seeds = ARMS[arm], tuning_seeds(arm)
+    one = ARMS[arm]
     first, *others = one.among or (arm,)
     grid = list(one.grid)
     if one.near:
-        among = [(one.near, *point) for point in grid]
-        ranked = _ranked(regime, among, settings, results, seeds)
+        ranked = _ranked(regime, [(one.near, *point) for point in grid], settings, results)
         if ranked is None:
             return [], False
         grid = [point for _, *point in ranked[:NEAREST]]  # type: ignore[misc]
     found: list[Candidate] = [(first, *point) for point in grid]
     if one.wide:
-        ranked = _ranked(regime, found, settings, results, seeds)
+        ranked = _ranked(regime, found, settings, results)
         if ranked is None:
             return found, False
         _, rate, beta = ranked[0]
         found += [(first, *at) for at in neighbours(one.loss, rate, beta) if at not in grid]
     if others:
-        ranked = _ranked(regime, found, settings, results, seeds)
+        ranked = _ranked(regime, found, settings, results)
         if ranked is None:
             return found, False
         _, rate, beta = ranked[0]
@@ -197,17 +191,13 @@ def _candidates(
 
 
 def _ranked(
-    regime: str,
-    candidates: Sequence[Candidate],
-    settings: Settings,
-    results: Results,
-    seeds: Sequence[int],
+    regime: str, candidates: Sequence[Candidate], settings: Settings, results: Results
 ) -> list[Candidate] | None:
     """The candidates by falling mean gold reward in tuning, or None before all are there."""
     scores = []
     where = TUNED_IN.get(regime, regime)
     for name, rate, beta in candidates:
-        runs = [Run(where, name, seed, "tune", rate, beta) for seed in seeds]
+        runs = [Run(where, name, seed, "tune", rate, beta) for seed in TUNING_SEEDS]
         found = [record for run in runs if (record := results.get(run, settings)) is not None]
         if len(found) < len(runs):
             return None
@@ -222,8 +212,7 @@ def tuned(regime: str, arm: str, settings: Settings, results: Results) -> Candid
         found: Candidate = ((ARMS[source].among or (source,))[0], *ARMS[source].grid[UNTUNED])
     else:
         candidates, complete = _candidates(regime, source, settings, results)
-        seeds = tuning_seeds(source)
-        ranked = _ranked(regime, candidates, settings, results, seeds) if complete else None
+        ranked = _ranked(regime, candidates, settings, results) if complete else None
         if ranked is None:
             return None
         found = ranked[0]

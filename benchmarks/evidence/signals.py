@@ -51,8 +51,10 @@ ARMS: dict[str, Arm] = {
     ),
     "dpo-longer": Arm(note="DPO, a third more updates", longer=4 / 3, fresh=True, near="dpo"),
     "random-new": Arm(subset=KEEP, note="DPO on a random 70%", fresh=True, near="dpo"),
-    "select-new": Arm(sera_block(fraction=0.0), note="selection only", fresh=True),
-    "sera-new": Arm(SHIPPED, note="`sera: true`", fresh=True),
+    "select-new": Arm(
+        sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
+    ),
+    "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
     "contrast": _contrast(
         "auto",
         "`preset: contrast`: weights by the contrast from the first round on, gate",
@@ -70,7 +72,6 @@ ARMS: dict[str, Arm] = {
         more=ASKS_FOR_QUALITY,
         fresh=True,
         near="dpo",
-        wide=True,
     ),
     "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
     "contrast-relabel": _contrast("auto", "labels turned by the contrast, gate", use="relabel"),

@@ -73,8 +73,7 @@ def test_a_wide_arm_tries_the_neighbours_of_its_best_point(tmp_path: Path) -> No
     fill(results, "on-0.4", "dpo-new", {("dpo-new", 5e-4, 0.03): 1.0})
     assert tuned("on-0.4", "dpo-new", SETTINGS, results) is None
     tried = [(r.rate, r.beta) for r in tuning_runs("on-0.4", "dpo-new", SETTINGS, results)]
-    assert tried[::2][5:] == [(2e-4, 0.03), (1.2e-3, 0.03), (5e-4, 0.01)]
-    assert tried[1::2] == tried[::2]
+    assert tried[5:] == [(2e-4, 0.03), (1.2e-3, 0.03), (5e-4, 0.01)]
     fill(results, "on-0.4", "dpo-new", {("dpo-new", 5e-4, 0.01): 2.0})
     assert tuned("on-0.4", "dpo-new", SETTINGS, results) == ("dpo-new", 5e-4, 0.01)
     assert neighbours("dpo", 2e-4, 0.01) == [(5e-4, 0.01), (2e-4, 0.03)]
