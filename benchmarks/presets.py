@@ -90,9 +90,9 @@ SMALL = Preset(
     intermediate=512,
     vocab=2_000,
     tied=False,
-    pairs=56,
-    micro_batch=8,
-    accumulation=1,
+    pairs=64,
+    micro_batch=4,
+    accumulation=4,
     sequence_len=768,
     scored_pairs=10_000,
     prompts=96,
@@ -101,9 +101,7 @@ SMALL = Preset(
     answer_tokens=60,
 )
 
-MEDIUM = replace(
-    SMALL, name="medium", hidden=256, kv_heads=4, intermediate=688, pairs=64, micro_batch=16
-)
+MEDIUM = replace(SMALL, name="medium", hidden=256, kv_heads=4, intermediate=688, micro_batch=8)
 """An update computes three times as long as in SMALL, beside the same garbage collection."""
 
 LLAMA_1B = Preset(

@@ -70,6 +70,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     if "runs" in results:
         parts += ["### Runs", _runs_table(results)]
         parts.append(_gc_sentence(results["runs"]))
+    if "profile" in results.get("steps", {}):
+        parts += ["### Where the time of an update goes", _profile_table(results["steps"])]
     if "passes" in results:
         parts += ["### Passes", _passes_table(results["passes"])]
         parts.append(_utilisation(results))
@@ -129,6 +131,24 @@ def _runs_table(results: Mapping[str, Any]) -> str:
         "peak CUDA GiB, steps / all",
     ]
     return _table(rows, header)
+
+
+def _profile_table(steps: Mapping[str, Any]) -> str:
+    """Seconds of one update by kind of work, and how far its gradient is from float64's."""
+    profile, whole = steps["profile"], sum(steps["profile"]["host"].values())
+    exact = steps["gradients_exact"]
+    rows = [
+        [
+            way,
+            *(f"{seconds:.2f}" for seconds in kinds.values()),
+            f"{sum(kinds.values()):.2f}",
+            f"{sum(kinds.values()) / whole:.2f}",
+            *(f"{exact[loss][way]:.1e}" for loss in exact),
+        ]
+        for way, kinds in profile.items()
+    ]
+    losses = [f"gradient to float64's, {loss}" for loss in exact]
+    return _table(rows, ["way", *profile["host"], "all, s", "of the host's", *losses])
 
 
 def _cuda(turns: list[dict[str, Any]]) -> str:

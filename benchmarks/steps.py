@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +35,8 @@ ACCUMULATION = 4
 VOCABULARY = 32_768
 """Of the model whose memory is measured."""
 WAYS = ("host", "sorted", "packed", "shared")
+KINDS = ("linear layers", "attention", "logits", "rest")
+"""Of work: products with weights, attention, all that has a row per token of the vocabulary."""
 
 
 class Steps:
@@ -143,23 +145,55 @@ def measure(preset: Preset, turns: int, assets: Path) -> dict[str, Any]:
     for _ in range(turns):
         for way in WAYS:
             seconds[way].append(steps.update(way)[0])
+    profiles = {way: profiled(steps, way) for way in WAYS}
     differences = {loss: _differences(Steps(preset, assets, loss, None)) for loss in BASES}
     memory = {way: _memory(preset, assets, way) for way in WAYS}
     return {
         "pairs": len(steps.rows),
         "seconds": seconds,
-        "gradients": differences,
+        "profile": profiles,
+        "gradients": {loss: found for loss, (found, _) in differences.items()},
+        "gradients_exact": {loss: found for loss, (_, found) in differences.items()},
         "vocabulary": VOCABULARY,
         "memory_mib": memory,
     }
 
 
-def _differences(steps: Steps) -> dict[str, float]:
-    """Of the gradient of an update to the host's, relative to its size."""
-    _, expected = steps.update("host")
-    return {
-        way: float((steps.update(way)[1] - expected).norm() / expected.norm()) for way in WAYS[1:]
-    }
+def profiled(steps: Steps, way: str) -> dict[str, float]:
+    """Seconds of an update by kind of work, of the time that operators themselves take."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+    ) as profiler:
+        steps.update(way)
+    vocabulary, found = steps.trainer.model.config.vocab_size, dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages(group_by_input_shape=True):
+        found[_kind(event.key, event.input_shapes, vocabulary)] += event.self_cpu_time_total / 1e6
+    return {kind: round(seconds, 4) for kind, seconds in found.items()}
+
+
+def _kind(operator: str, shapes: Any, vocabulary: int) -> str:
+    if any(vocabulary in shape for shape in shapes if isinstance(shape, list)):
+        return "logits"
+    if operator in ("aten::mm", "aten::addmm"):
+        return "linear layers"
+    if "attention" in operator or operator in ("aten::bmm", "aten::baddbmm"):
+        return "attention"
+    return "rest"
+
+
+Differences = dict[str, float]
+
+
+def _differences(steps: Steps) -> tuple[Differences, Differences]:
+    """Of gradients of an update, relative in size: to the host's, and to the host's in float64."""
+    found = {way: steps.update(way)[1] for way in WAYS}
+    steps.trainer.model.double()
+    exact = steps.update("host")[1]
+    expected = found["host"]
+    return (
+        {way: float((found[way] - expected).norm() / expected.norm()) for way in WAYS[1:]},
+        {way: float((found[way].double() - exact).norm() / exact.norm()) for way in WAYS},
+    )
 
 
 def _memory(preset: Preset, assets: Path, way: str) -> dict[str, float]:
@@ -169,17 +203,27 @@ def _memory(preset: Preset, assets: Path, way: str) -> dict[str, float]:
         return json.loads(Path(file.name).read_text(encoding="utf-8"))
 
 
-def _peak() -> float:
-    """The process's largest resident set so far, MiB (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident(field: str) -> float:
+    """A number of the process's memory, MiB (Linux): ``VmRSS`` now, ``VmHWM`` at its peak."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+def _forget_peak() -> None:
+    """Start ``VmHWM`` anew, from what is resident now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def memory_of(preset: Preset, assets: Path, way: str) -> dict[str, float]:
-    """Resident memory of a process that makes one update, MiB: before it, and its peak."""
+    """Resident memory of a process that makes an update, MiB: before it, and its peak."""
     steps = Steps(preset, assets, "sigmoid", VOCABULARY)
-    before = _peak()
+    steps.update(way, 1)
+    _forget_peak()
+    before = _resident("VmRSS")
     steps.update(way)
-    return {"before": before, "peak": _peak()}
+    return {"before": before, "peak": _resident("VmHWM")}
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def variants(preset: Preset) -> dict[str, Variant]:
         Variant("free-host-gc", "selection, free margins, host's collection", free, HOST_GC),
         Variant("select", "selection, rescoring, as shipped", rescore, barred=False),
         Variant("free", "selection, free margins, as shipped", free, barred=False),
+        Variant("full-host-gc", "full SeRA, host's collection", full, HOST_GC),
         Variant("full", "full SeRA, as shipped", full, barred=False),
     ]
     if "source" not in SelectionConfig.model_fields:

@@ -55,6 +55,7 @@ class Arm:
             the one that is reported under this arm's name; then nothing else of this arm is used.
         wide: the neighbours of the grid's best point are tried, too.
         fresh: it is reported on seeds from NEW_SEEDS on, and the others on those before.
+        longer: its updates as a multiple of the regime's.
         near: the arm the best three points of whose grid are this one's; empty for all points.
     """
 
@@ -70,6 +71,7 @@ class Arm:
     among: tuple[str, ...] = ()
     wide: bool = False
     fresh: bool = False
+    longer: float = 1.0
     near: str = ""
 
     @property
@@ -85,13 +87,17 @@ class Arm:
             "rl_beta": beta,
             "seed": seed,
             "micro_batch_size": BATCH,
-            "max_steps": regime.updates,
+            "max_steps": self.updates(regime),
             "num_epochs": self.rounds(regime),
         }
         changes |= self.more
         if self.sera is not None:
             changes |= {"plugins": [PLUGIN], "trainer_cls": TRAINER, "sera": dict(self.sera)}
         return changes
+
+    def updates(self, regime: Regime) -> int:
+        """Optimizer updates."""
+        return round(regime.updates * self.longer)
 
     def rounds(self, regime: Regime) -> int:
         """Epochs until the updates are used up."""
@@ -100,7 +106,7 @@ class Arm:
         if self.sera is not None:
             later = math.ceil(int(regime.pairs * _round_share(self.sera) + 0.5) / BATCH)
             first = first if self.sera["warmup_rounds"] else later
-        return 1 + max(1, math.ceil((regime.updates - first) / later))
+        return 1 + max(1, math.ceil((self.updates(regime) - first) / later))
 
 
 def _round_share(sera: Mapping[str, Any]) -> float:

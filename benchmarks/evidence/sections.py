@@ -54,8 +54,11 @@ OF_TERMS = (
 OF_SIGNALS = (
     f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
     "most thorough tuning, a grid of five and the neighbours of its best point; `select-new` and "
-    "`sera-new` had the grid of five; the others had the three best points of DPO's grid, and "
-    "`rdpo` its ε as a fourth run. All tuning is in one world, which is not reported. In brackets "
+    "`sera-new` had the grid of five; the others had the three best points "
+    "of DPO's grid, and `rdpo` and `cdpo` another ε. All tuning is in one world, which is not "
+    "reported. "
+    "`dpo-longer` has a third more updates than every other arm, so it takes more processor time "
+    "than `contrast` does. In brackets "
     "the seeds, three or more; bold and p as above, over the rows of this table. Pooled are the "
     "regimes whose SFT model was shown `good`."
 )
@@ -71,8 +74,8 @@ OF_GATES = (
 
 OF_GOALS = (
     "What was to be reached, set before these runs: *holds* if the 95% interval lies above what "
-    "was to be exceeded, *fails* if below. That no point of a sweep over β lies below DPO's was to "
-    "be shown, too, and was not run."
+    "was to be exceeded, *fails* if below. How both compare at equal distance is in the sweeps "
+    "over β below."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.evidence.arm import ASKS_FOR_QUALITY, GUARD, KEEP, SHIPPED, Arm, sera_block
-from benchmarks.evidence.terms import REVIEWED
+from benchmarks.evidence.terms import REVIEWED, with_term
 
 CONTRAST = {
     "prompts": [{"positive": "good\n", "placement": "system"}],
@@ -39,13 +39,25 @@ def _fresh(note: str, **bootstrap: Any) -> Arm:
 
 
 EIGHT = {"num_candidates": 8}
+def _smoothed(share: float) -> Arm:
+    """DPO with a share of wrong labels in its loss, which the host's `sigmoid` leaves out."""
+    return with_term("benchmarks.evidence.smoothing:conservative", share=share)
+
+
 AFTER_ONE = {"signals": ["contrast"], "contrast": CONTRAST}
 BY_JUDGE = {"by": "external", "use": "drop", "source": "training"}
+TURNED = {"by": "external", "use": "relabel", "source": "training"}
 ARMS: dict[str, Arm] = {
     "dpo-new": Arm(note="DPO on all pairs", wide=True, fresh=True),
     "rdpo-0.3": Arm(more=robust(0.3)),
     "rdpo-0.1": Arm(more=robust(0.1)),
     "rdpo": Arm(note="robust DPO, ε tuned", among=("rdpo-0.3", "rdpo-0.1"), fresh=True, near="dpo"),
+    "cdpo-0.3": _smoothed(0.3),
+    "cdpo-0.1": _smoothed(0.1),
+    "cdpo": Arm(
+        note="conservative DPO, ε tuned", among=("cdpo-0.3", "cdpo-0.1"), fresh=True, near="dpo"
+    ),
+    "dpo-longer": Arm(note="DPO, a third more updates", longer=4 / 3, fresh=True, near="dpo"),
     "random-new": Arm(subset=KEEP, note="DPO on a random 70%", fresh=True, near="dpo"),
     "select-new": Arm(
         sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
@@ -83,6 +95,7 @@ ARMS: dict[str, Arm] = {
         tuned_as="contrast-weight",
     ),
     "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
+    "contrast-relabel": _contrast("auto", "labels turned by the contrast, gate", use="relabel"),
     "judge-drop": Arm(
         sera_block(fraction=0.0, warmup_rounds=0, selection=BY_JUDGE),
         note="70% kept by the scores of a judge with 20% errors",
@@ -100,6 +113,12 @@ ARMS: dict[str, Arm] = {
         rejected="reference",
         sampler="mixed",
         **EIGHT,
+    "judge-relabel": Arm(
+        sera_block("auto", fraction=0.0, warmup_rounds=0, selection=TURNED),
+        note="labels turned by the scores of the same judge, gate",
+        scored=True,
+        fresh=True,
+        near="dpo",
     ),
     "oracle-new": Arm(
         clean=True, note="DPO on the same pairs without flipped labels", fresh=True, near="dpo"

@@ -35,8 +35,9 @@ class AnswerTokens:
     hits: torch.Tensor
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of the values of each answer's tokens, shape (answers,)."""
-        return values.new_zeros(self.answers).index_add(0, self.owners, values)
+        """Sum of the values of each answer's tokens, added up in float64, shape (answers,)."""
+        zeros = values.new_zeros(self.answers, dtype=torch.float64)
+        return zeros.index_add(0, self.owners, values.double()).to(values.dtype)
 
     def pairs(self, values: torch.Tensor) -> torch.Tensor:
         """The same of chosen and rejected answers, shape (pairs, 2)."""
