@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import requests
@@ -17,6 +20,9 @@ LONGEST_PAUSE = 30.0
 
 _STARTING = 10.0
 """Seconds that a connection may take."""
+
+_IDLE = 30.0
+"""Seconds that an engine with nothing to do may take to answer, at most."""
 
 
 class _Impatient(HTTPAdapter):
@@ -46,14 +52,12 @@ class Server:
         self.interrupted = False
         for scheme in ("http://", "https://"):
             self._client.session.mount(scheme, _Impatient(settings.timeout))
+        # TRL's own waits as long as for an answer, and says the same again under our sentence.
+        atexit.unregister(self._client.close_communicator)
+        atexit.register(self._close)
 
     def take_weights(self, weights: Callable[[], Any]) -> None:
-        failure = push_all(self._generation, weights)
-        if failure is None:
-            try:
-                self._client.reset_prefix_cache()
-            except Exception as error:
-                failure = error
+        failure = push_all(self._generation, weights, self._check_engine)
         if failure is not None:
             raise VllmError(
                 f"vLLM at {self._settings.url} did not take the policy's weights "
@@ -80,6 +84,26 @@ class Server:
     def rest(self) -> None:
         """A server keeps its memory."""
 
+    def _check_engine(self) -> None:
+        """Ask what only the engine can answer, after all that it was told before.
+
+        The server says 200 to a tensor before the engine has it. An engine that died on one, for
+        it has another model's weights, would keep the next broadcast waiting.
+        """
+        limit = min(_IDLE, self._settings.timeout)
+        try:
+            url = f"{self._client.base_url}/reset_prefix_cache/"
+            answer = self._client.session.post(url, timeout=limit)
+        except requests.Timeout:
+            raise RuntimeError(f"its engine gave no answer for {limit:g} seconds") from None
+        if answer.status_code != 200:
+            raise RuntimeError(f"its engine failed with status {answer.status_code}")
+
+    def _close(self) -> None:
+        """End the connection for weights at exit; where that fails, the next run ends it."""
+        with suppress(requests.RequestException):
+            requests.post(f"{self._settings.url}/close_communicator/", timeout=2)
+
     def _tried(self, ask: Callable[[], Reply]) -> Reply:
         url, limit = self._settings.url, self._settings.timeout
         end, pause = time.monotonic() + limit, 1.0
@@ -89,9 +113,9 @@ class Server:
                 return ask()
             except requests.Timeout as error:
                 raise VllmError(
-                    f"vLLM at {url} did not answer within {limit:g} seconds; set "
-                    "trl.vllm_server_timeout to a longer time, and resume the run, which keeps "
-                    "the answers sampled so far."
+                    f"vLLM at {url} did not answer within {limit:g} seconds; start it anew if its "
+                    "log says that its engine died, else set trl.vllm_server_timeout to a longer "
+                    "time, and resume the run, which keeps the answers sampled so far."
                 ) from error
             except requests.ConnectionError as error:
                 self.interrupted, failure = True, error
@@ -125,7 +149,13 @@ def wait_for(settings: VllmSettings) -> None:
             answer = requests.get(f"{settings.url}/health/", timeout=_STARTING)
             if answer.status_code == 200:
                 # Else its workers would refuse a second connection for weights.
-                requests.post(f"{settings.url}/close_communicator/", timeout=_STARTING)
+                url = f"{settings.url}/close_communicator/"
+                if requests.post(url, timeout=_STARTING).status_code in (404, 405):
+                    raise VllmError(
+                        f"what answers at {settings.url} has no /close_communicator/, so it is no "
+                        "server that takes weights; start one with `axolotl vllm-serve` or "
+                        "`trl vllm-serve`."
+                    )
                 return
             why = f"it answered with status {answer.status_code}"
         except requests.RequestException as error:
@@ -139,16 +169,31 @@ def wait_for(settings: VllmSettings) -> None:
         time.sleep(1)
 
 
-def push_all(generation: Any, weights: Callable[[], Any]) -> Exception | None:
-    """Send all weights and return the first failure.
+def push_all(
+    generation: Any, weights: Callable[[], Any], check: Callable[[], None] = lambda: None
+) -> Exception | None:
+    """Send all weights and return the first failure, which names the tensor.
 
     The loop goes on after one, for the other ranks still gather weights together with this one.
+
+    Args:
+        generation: TRL's ``VLLMGeneration``.
+        weights: see ``weights_of``.
+        check: raises if the engine is not alive; called before the first tensor and after each.
     """
-    failure = None
+    failure = _failure(check)
     for name, tensor in weights():
         if failure is None:
-            try:
-                generation._push_param_to_vllm(name, tensor)
-            except Exception as error:
-                failure = error
+            found = _failure(partial(generation._push_param_to_vllm, name, tensor), check)
+            if found is not None:
+                failure = RuntimeError(f"at {name}: {in_short(found)}")
     return failure
+
+
+def _failure(*steps: Callable[[], None]) -> Exception | None:
+    try:
+        for step in steps:
+            step()
+    except Exception as error:
+        return error
+    return None

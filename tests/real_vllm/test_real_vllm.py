@@ -207,7 +207,7 @@ def test_colocated_in_half_precision(train: Any) -> None:
 
 def to_server(port: int) -> dict[str, Any]:
     return {
-        "plugins": ["sera_vllm_on_cpu.OnCpu", "sera_plugin.SeRAPlugin"],
+        "plugins": ["sera_trainer_on_cpu.OnCpu", "sera_plugin.SeRAPlugin"],
         "trl": {
             "vllm_server_host": "127.0.0.1",
             "vllm_server_port": port,

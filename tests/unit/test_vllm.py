@@ -184,8 +184,12 @@ def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: s
         if what == fails:
             raise OSError("gone")
 
-    client = SimpleNamespace(session={}, reset_prefix_cache=lambda: act("reset"))
-    client.session = SimpleNamespace(mount=lambda *_: None)
+    def post(*_: Any, **__: Any) -> Any:
+        act("reset")
+        return SimpleNamespace(status_code=200)
+
+    session = SimpleNamespace(mount=lambda *_: None, post=post)
+    client = SimpleNamespace(session=session, base_url="", close_communicator=lambda: None)
     pushed = []
 
     def push(name: str, tensor: Any) -> None:
@@ -200,10 +204,10 @@ def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: s
             seen.append(name)
             yield name, None
 
-    with pytest.raises(VllmError, match="did not take the policy's weights \\(OSError: gone\\)"):
+    with pytest.raises(VllmError, match=r"did not take the policy's weights \(.*OSError: gone\)"):
         server.take_weights(weights)
     assert seen == ["a", "b", "c"]
-    assert pushed == (["a"] if fails == "push" else ["a", "b", "c"])
+    assert pushed == (["a"] if fails == "push" else []), "a dead engine is sent weights"
 
 
 def test_other_weights_are_found_by_their_log_probs() -> None:
@@ -334,7 +338,7 @@ def test_a_failure_that_passes_is_tried_again(cpu_vllm: None, first: int) -> Non
         ((200, "<html>"), 0.0, "TRL's client can't read .* another service", (1, 1)),
         ((200, "{}"), 0.0, "TRL's client can't read \\(KeyError", (1, 1)),
         ((200, "[1]"), 0.0, "TRL's client can't read \\(TypeError", (1, 1)),
-        ((200, "{}"), 4.0, "did not answer within 2.5 seconds; set trl.vllm_server", (1, 1)),
+        ((200, "{}"), 4.0, "did not answer within 2.5 seconds; .* set trl.vllm_server", (1, 1)),
     ],
 )
 def test_a_failure_that_stays_is_one_sentence(
