@@ -12,17 +12,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import assets
 import pandas as pd
+import psutil
 import pytest
 import requests
 from command_line import ENVIRONMENT, TRAIN_PAIRS, MakeConfig, output_dir
-from ranks import LORA, free_port
+from ranks import LIMIT, LORA, free_port
+
+from sera_plugin.host.vllm_server import wait_for
+from sera_plugin.host.vllm_settings import VllmSettings
+from sera_plugin.runtime.errors import VllmError
 
 MISSING = [n for n in ("vllm", "sera_vllm_on_cpu") if importlib.util.find_spec(n) is None]
 pytestmark = [
@@ -38,7 +43,13 @@ GREEDY = {
     "temperature": 0,
     "length_penalty": 0.5,
 }
-VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_CI_ENV": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+VARIABLES = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # vLLM then compiles nothing, which takes longer than a run.
+    "TORCH_COMPILE_DISABLE": "1",
+}
 AXOLOTL = "from axolotl.cli.main import main; main()"
 TRL = "import sys; from trl.cli import main; sys.argv[0] = 'trl'; main()"
 EXACT, HALF = 1e-5, 0.05
@@ -56,9 +67,20 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.save_model(tmp_path_factory.mktemp("wide") / "llama", "llama", texts, hidden=64)
 
 
+def wait_for_words(process: subprocess.Popen[bytes], log: Path, words: str) -> None:
+    end = time.monotonic() + LIMIT
+    while words not in log.read_text(errors="replace"):
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(log.read_text(errors="replace")[-8000:])
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def train(config: MakeConfig, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Runs `axolotl train` and returns its output folder and what it said."""
+    """Runs `axolotl train` and returns its output folder and what it said.
+
+    ``when`` has words, and what is done once it has said them.
+    """
     folder = tmp_path_factory.mktemp("said")
 
     def run(
@@ -67,6 +89,7 @@ def train(config: MakeConfig, wide: Path, tmp_path_factory: pytest.TempPathFacto
         sera: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         fails: bool = False,
+        when: tuple[str, Callable[[], None]] | None = None,
         **keys: Any,
     ) -> tuple[Path, str]:
         path = config(
@@ -81,15 +104,20 @@ def train(config: MakeConfig, wide: Path, tmp_path_factory: pytest.TempPathFacto
             },
         )
         with open(folder / name, "wb") as log:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, "-c", AXOLOTL, "train", str(path), "--launcher", "python"],
                 env=ENVIRONMENT | VARIABLES | (env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                timeout=600,
-                check=False,
-            ).returncode
+            )
+        try:
+            if when is not None:
+                wait_for_words(process, folder / name, when[0])
+                when[1]()
+            code = process.wait(LIMIT)
+        finally:
+            process.kill()
         said = (folder / name).read_text(errors="replace")
         assert (code != 0) == fails, said[-8000:]
         return output_dir(path), said
@@ -162,6 +190,7 @@ def probes(said: str) -> list[float]:
 
 def assert_probes(said: str, bound: float) -> None:
     found = probes(said)
+    print("probes", found)
     assert len(found) == 2, said[-4000:]
     assert max(found) < bound
 
@@ -179,16 +208,17 @@ def test_colocated_full_fine_tune(train: Any, full: Path) -> None:
     assert_same(out, full)
 
 
-def test_colocated_lora_that_sleeps(train: Any, lora: Path) -> None:
+def test_colocated_lora_that_sleeps(train: Any, lora: Path, tmp_path: Path) -> None:
     """Sleep leaves NaN in parameters and buffers, so what isn't brought back shows."""
     out, said = train(
         "sleeps",
         "vllm",
         {"vllm_mode": "colocate"},
-        {"SERA_SIMULATE_SLEEP": "1"},
+        {"SERA_SIMULATE_SLEEP": str(tmp_path / "nights")},
         **colocated(),
         **LORA,
     )
+    assert (tmp_path / "nights").read_text().count("slept") == 3, "at the start, after each review"
     assert_probes(said, EXACT)
     assert_same(out, lora)
 
@@ -221,6 +251,11 @@ def trl_server(model: Path, port: int) -> list[str]:
     return [TRL, "vllm-serve", "--model", str(model), "--port", str(port), *options.split()]
 
 
+def axolotl_server(config: MakeConfig, model: Path, port: int) -> list[str]:
+    keys = {"host": "127.0.0.1", "port": port, "dtype": "float32", "enforce_eager": True}
+    return [AXOLOTL, "vllm-serve", str(config(base_model=str(model), **colocated(**keys)))]
+
+
 def test_trl_vllm_serve(train: Any, full: Path, wide: Path, tmp_path: Path) -> None:
     port = free_port()
     with served(tmp_path, trl_server(wide, port), port):
@@ -233,9 +268,75 @@ def test_axolotl_vllm_serve(
     train: Any, full: Path, config: MakeConfig, wide: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    keys = {"host": "127.0.0.1", "port": port, "dtype": "float32", "enforce_eager": True}
-    path = config(base_model=str(wide), **colocated(**keys))
-    with served(tmp_path, [AXOLOTL, "vllm-serve", str(path)], port):
+    with served(tmp_path, axolotl_server(config, wide, port), port):
         out, said = train("axolotl", "vllm", **to_server(port))
     assert_probes(said, EXACT)
     assert_same(out, full)
+
+
+def last_line(said: str) -> str:
+    return said.rstrip().splitlines()[-1]
+
+
+def kill_engine(server: int) -> None:
+    """Kill the one engine of a server of ours."""
+    (engine,) = (
+        process
+        for process in psutil.Process(server).children(recursive=True)
+        if "VLLM::EngineCore" in " ".join(process.cmdline())
+    )
+    engine.kill()
+
+
+def test_an_engine_that_dies_is_one_sentence(train: Any, wide: Path, tmp_path: Path) -> None:
+    """It dies in the first round; TRL's server then answers nothing that needs the engine."""
+    port, limit, killed = free_port(), 30.0, []
+    keys = to_server(port)
+    keys["trl"]["vllm_server_timeout"] = limit
+    with served(tmp_path, trl_server(wide, port), port) as server:
+
+        def kill() -> None:
+            kill_engine(server)
+            killed.append(time.monotonic())
+
+        _, said = train("dead", "vllm", fails=True, when=("Reference log-probs:", kill), **keys)
+        waited = time.monotonic() - killed[0]
+        print("waited", waited)
+        assert "did not take the policy's weights" in last_line(said), said[-4000:]
+        assert "start it anew" in last_line(said)
+        assert "Traceback" not in said
+        assert waited < 2 * limit
+        settings = VllmSettings.of({"trl": {**keys["trl"], "vllm_server_timeout": 3}}, "server")
+        with pytest.raises(VllmError, match="after 3 seconds"):
+            wait_for(settings)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a wider model."""
+    folder = tmp_path_factory.mktemp("other") / "llama"
+    return assets.save_model(folder, "llama", ["other words"], hidden=128)
+
+
+def test_another_model_in_trls_server(train: Any, other: Path, tmp_path: Path) -> None:
+    """Its worker ends at the first tensor, which is named."""
+    port = free_port()
+    keys = to_server(port)
+    keys["trl"]["vllm_server_timeout"] = 30
+    with served(tmp_path, trl_server(other, port), port):
+        _, said = train("other", "vllm", fails=True, **keys)
+    assert "did not take the policy's weights" in last_line(said), said[-4000:]
+    assert "at model.embed_tokens.weight:" in last_line(said)
+    assert "with the run's base_model" in last_line(said)
+    assert "Traceback" not in said
+
+
+def test_another_model_in_axolotls_server(
+    train: Any, config: MakeConfig, other: Path, tmp_path: Path
+) -> None:
+    """It goes on after a tensor that it can't take; its log-probs tell."""
+    port = free_port()
+    with served(tmp_path, axolotl_server(config, other, port), port):
+        _, said = train("other", "vllm", fails=True, **to_server(port))
+    assert "it has other weights; start it anew" in last_line(said), said[-4000:]
+    assert "Traceback" not in said

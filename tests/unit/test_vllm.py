@@ -176,20 +176,24 @@ def test_weights_are_made_whole_piece_by_piece() -> None:
     assert max(sizes) < 0.5 * sum(sizes)
 
 
-@pytest.mark.parametrize("fails", ["push", "reset"])
-def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: str) -> None:
+@pytest.mark.parametrize(
+    ("fails", "sent"), [("generate", []), ("push", ["a"]), ("reset_prefix_cache", ["a"])]
+)
+def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(
+    fails: str, sent: list[str]
+) -> None:
     """All weights are gone through, for every rank gathers its share of each."""
 
     def act(what: str) -> None:
         if what == fails:
             raise OSError("gone")
 
-    def post(*_: Any, **__: Any) -> Any:
-        act("reset")
+    def answer(url: str, **_: Any) -> Any:
+        act(url.split("/")[-2])
         return SimpleNamespace(status_code=200)
 
-    session = SimpleNamespace(mount=lambda *_: None, post=post)
-    client = SimpleNamespace(session=session, base_url="", close_communicator=lambda: None)
+    session = SimpleNamespace(mount=lambda *_: None, post=answer, get=answer)
+    client = SimpleNamespace(session=session, close_communicator=lambda: None)
     pushed = []
 
     def push(name: str, tensor: Any) -> None:
@@ -207,7 +211,7 @@ def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: s
     with pytest.raises(VllmError, match=r"did not take the policy's weights \(.*OSError: gone\)"):
         server.take_weights(weights)
     assert seen == ["a", "b", "c"]
-    assert pushed == (["a"] if fails == "push" else []), "a dead engine is sent weights"
+    assert pushed == sent, "a dead engine is sent weights"
 
 
 def test_other_weights_are_found_by_their_log_probs() -> None:

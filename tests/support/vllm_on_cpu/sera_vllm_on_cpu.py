@@ -5,8 +5,9 @@ a server makes no engine; there ``sera_trainer_on_cpu.OnCpu``, a plugin of Axolo
 
 - Linear weights stay as they are; oneDNN packs them away, and then none can be loaded.
 - Weights travel over gloo on the store of vLLM's own group in the place of NCCL.
-- ``SERA_SIMULATE_SLEEP``: sleep overwrites all parameters and buffers with NaN, after it saved the
-  buffers as the worker for GPUs does; the worker's own ``wake_up`` brings them back.
+- ``SERA_SIMULATE_SLEEP``, a file: sleep overwrites all parameters and buffers with NaN, after it
+  saved the buffers as the worker for GPUs does, and adds a line to the file; the worker's own
+  ``wake_up`` brings the buffers back.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def _simulate_sleep() -> None:
             for tensor in [*model.parameters(), *model.buffers()]:
                 if tensor.is_floating_point():
                     tensor.data.fill_(float("nan"))
+        with open(os.environ["SERA_SIMULATE_SLEEP"], "a") as nights:
+            nights.write("slept\n")
 
     CpuPlatform.is_sleep_mode_available = lambda self: True
     CPUWorker.sleep = sleep
