@@ -56,15 +56,20 @@ EXACT, HALF = 1e-5, 0.05
 """Nats per token by which log-probs may differ in float32, and where vLLM computes in bf16."""
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Llama with heads of 32 dimensions, the least vLLM takes."""
+def save(folder: Path, hidden: int) -> Path:
+    """Write a tiny random Llama; vLLM takes heads of 32 dimensions or more, half of ``hidden``."""
     texts = [
         text
         for row in assets.pairs(TRAIN_PAIRS)
         for text in (row["messages"][0]["content"], row["chosen"]["content"])
     ]
-    return assets.save_model(tmp_path_factory.mktemp("wide") / "llama", "llama", texts, hidden=64)
+    return assets.save_model(folder / "llama", "llama", texts, hidden=hidden)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the policy."""
+    return save(tmp_path_factory.mktemp("wide"), 64)
 
 
 def wait_for_words(process: subprocess.Popen[bytes], log: Path, words: str) -> None:
@@ -154,14 +159,14 @@ def served(folder: Path, command: list[str], port: int) -> Iterator[int]:
             start_new_session=True,
         )
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + LIMIT
         while True:
             if process.poll() is not None or time.monotonic() > end:
                 pytest.fail((folder / "server.log").read_text()[-8000:])
             try:
                 if requests.get(f"http://127.0.0.1:{port}/health/", timeout=5).ok:
                     break
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.5)
         yield process.pid
     finally:
@@ -256,24 +261,6 @@ def axolotl_server(config: MakeConfig, model: Path, port: int) -> list[str]:
     return [AXOLOTL, "vllm-serve", str(config(base_model=str(model), **colocated(**keys)))]
 
 
-def test_trl_vllm_serve(train: Any, full: Path, wide: Path, tmp_path: Path) -> None:
-    port = free_port()
-    with served(tmp_path, trl_server(wide, port), port):
-        out, said = train("trl", "vllm", **to_server(port))
-    assert_probes(said, EXACT)
-    assert_same(out, full)
-
-
-def test_axolotl_vllm_serve(
-    train: Any, full: Path, config: MakeConfig, wide: Path, tmp_path: Path
-) -> None:
-    port = free_port()
-    with served(tmp_path, axolotl_server(config, wide, port), port):
-        out, said = train("axolotl", "vllm", **to_server(port))
-    assert_probes(said, EXACT)
-    assert_same(out, full)
-
-
 def last_line(said: str) -> str:
     return said.rstrip().splitlines()[-1]
 
@@ -288,34 +275,56 @@ def kill_engine(server: int) -> None:
     engine.kill()
 
 
-def test_an_engine_that_dies_is_one_sentence(train: Any, wide: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trls(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """A server of TRL: its process and its port."""
+    port = free_port()
+    with served(tmp_path_factory.mktemp("trl"), trl_server(wide, port), port) as process:
+        yield process, port
+
+
+def test_trl_vllm_serve(train: Any, full: Path, trls: tuple[int, int]) -> None:
+    out, said = train("trl", "vllm", **to_server(trls[1]))
+    assert_probes(said, EXACT)
+    assert_same(out, full)
+
+
+def test_an_engine_that_dies_is_one_sentence(train: Any, trls: tuple[int, int]) -> None:
     """It dies in the first round; TRL's server then answers nothing that needs the engine."""
-    port, limit, killed = free_port(), 30.0, []
-    keys = to_server(port)
+    limit, killed = 30.0, []
+    keys = to_server(trls[1])
     keys["trl"]["vllm_server_timeout"] = limit
-    with served(tmp_path, trl_server(wide, port), port) as server:
 
-        def kill() -> None:
-            kill_engine(server)
-            killed.append(time.monotonic())
+    def kill() -> None:
+        kill_engine(trls[0])
+        killed.append(time.monotonic())
 
-        _, said = train("dead", "vllm", fails=True, when=("Reference log-probs:", kill), **keys)
-        waited = time.monotonic() - killed[0]
-        print("waited", waited)
-        assert "did not take the policy's weights" in last_line(said), said[-4000:]
-        assert "start it anew" in last_line(said)
-        assert "Traceback" not in said
-        assert waited < 2 * limit
-        settings = VllmSettings.of({"trl": {**keys["trl"], "vllm_server_timeout": 3}}, "server")
-        with pytest.raises(VllmError, match="after 3 seconds"):
-            wait_for(settings)
+    _, said = train("dead", "vllm", fails=True, when=("Reference log-probs:", kill), **keys)
+    waited = time.monotonic() - killed[0]
+    print("waited", waited)
+    assert "did not take the policy's weights" in last_line(said), said[-4000:]
+    assert "start it anew" in last_line(said)
+    assert "Traceback" not in said
+    assert waited < 2 * limit
+    settings = VllmSettings.of({"trl": {**keys["trl"], "vllm_server_timeout": 3}}, "server")
+    with pytest.raises(VllmError, match="after 3 seconds"):
+        wait_for(settings)
+
+
+def test_axolotl_vllm_serve(
+    train: Any, full: Path, config: MakeConfig, wide: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    with served(tmp_path, axolotl_server(config, wide, port), port):
+        out, said = train("axolotl", "vllm", **to_server(port))
+    assert_probes(said, EXACT)
+    assert_same(out, full)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a wider model."""
-    folder = tmp_path_factory.mktemp("other") / "llama"
-    return assets.save_model(folder, "llama", ["other words"], hidden=128)
+    return save(tmp_path_factory.mktemp("other"), 128)
 
 
 def test_another_model_in_trls_server(train: Any, other: Path, tmp_path: Path) -> None:
