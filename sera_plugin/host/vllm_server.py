@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -181,18 +182,15 @@ def wait_for(settings: VllmSettings) -> None:
 
 
 def _check_server(settings: VllmSettings) -> None:
-    url, limit = settings.url, min(_IDLE, settings.timeout)
+    session, url, limit = requests.Session(), settings.url, min(_IDLE, settings.timeout)
     # Without this, workers would refuse a second connection for weights.
-    if requests.post(f"{url}/close_communicator/", timeout=_STARTING).status_code in (404, 405):
+    close = partial(session.post, f"{url}/close_communicator/")
+    failure = failure_of(partial(_answered, close, limit), partial(ask_engine, session, url, limit))
+    if failure is not None:
         raise VllmError(
-            f"what answers at {url} has no /close_communicator/, so it is no server that takes "
-            "weights; start one with `axolotl vllm-serve` or `trl vllm-serve`."
-        )
-    dead = failure_of(partial(ask_engine, requests.Session(), url, limit))
-    if dead is not None:
-        raise VllmError(
-            f"a vLLM server is at {url}, but {_why(dead)}; look at its log, and start it anew."
-        ) from dead
+            f"what answers at {url} can't be used ({_why(failure)}); look at its log, and start it "
+            "anew with `axolotl vllm-serve` or `trl vllm-serve`."
+        ) from failure
 
 
 def ask_engine(session: requests.Session, url: str, limit: float) -> None:
@@ -209,6 +207,8 @@ def _answered(ask: Callable[..., requests.Response], limit: float) -> None:
         answer = ask(timeout=limit)
     except requests.Timeout:
         raise _Failure(f"its engine gave no answer for {limit:g} seconds") from None
+    if answer.status_code in (404, 405):
+        raise _Failure(f"it has no {urlsplit(answer.url).path}, which such servers have")
     if answer.status_code != 200:
         raise _Failure(f"its engine failed with status {answer.status_code}")
 

@@ -238,6 +238,12 @@ def test_where_the_server_is_comes_from_the_hosts_blocks() -> None:
     assert (found.url, found.sleep) == ("http://gpu2:8006", False)
 
 
+@pytest.mark.parametrize(("written", "taken"), [(None, None), ("auto", None), ("half", "half")])
+def test_the_dtype_of_the_hosts_block_is_taken(written: str | None, taken: str | None) -> None:
+    host_config = DictDefault({"sequence_len": 512, "vllm": {"dtype": written}})
+    assert VllmSettings.of(host_config, "colocate").dtype == taken
+
+
 HOST = {"rl": "dpo", "num_epochs": 2, "sequence_len": 512}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"vllm_mode": "colocate"}, "vllm_mode: colocate needs vLLM, which is not installed"),
@@ -275,7 +281,9 @@ def test_zero3_is_allowed(cpu_vllm: None) -> None:
 
 
 @contextmanager
-def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Iterator[Any]:
+def answering(
+    reply: Callable[[int], tuple[int, str]], wait: float = 0.0, health: int = 200
+) -> Iterator[Any]:
     """TRL's client at a service that answers its n-th request with a status and a text."""
     from trl.generation.vllm_client import VLLMClient
 
@@ -283,7 +291,7 @@ def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Ite
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say(200, "{}")
+            self._say(health, "{}")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -310,7 +318,7 @@ def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Ite
         url = f"http://127.0.0.1:{service.server_port}"
         generation = SimpleNamespace(vllm_client=VLLMClient(base_url=url))
         server = host.Server(generation, replace(HERE, url=url, timeout=2.5))
-        yield SimpleNamespace(server=server, requests=numbers)
+        yield SimpleNamespace(server=server, requests=numbers, url=url)
     finally:
         service.shutdown()
         service.server_close()
@@ -357,6 +365,33 @@ def test_a_failure_that_stays_is_one_sentence(
 
 
 @pytest.mark.slow
+def test_an_engine_that_the_server_calls_dead_is_not_asked_again(cpu_vllm: None) -> None:
+    with answering(lambda _: (500, "Internal Server Error"), health=503) as found:
+        with pytest.raises(VllmError, match=r"says that its engine died .* start it anew"):
+            ask(found.server)
+        assert len(found.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("replies", "wait", "words"),
+    [
+        ((404, 404), 0.0, "can't be used \\(it has no /close_communicator/"),
+        ((200, 405), 0.0, "can't be used \\(it has no /generate/"),
+        ((200, 500), 0.0, "can't be used \\(its engine failed with status 500\\); look at its log"),
+        ((200, 200), 1.5, "can't be used \\(its engine gave no answer for 1 seconds\\); look"),
+    ],
+)
+def test_a_server_that_cannot_do_it_is_one_sentence_before_a_run_connects(
+    cpu_vllm: None, replies: tuple[int, int], wait: float, words: str
+) -> None:
+    with answering(lambda n: (replies[n], "{}"), wait) as found:
+        settings = replace(HERE, url=found.url, timeout=1.0)
+        with pytest.raises(VllmError, match=words) as refusal:
+            host.connect(None, None, Accelerator(cpu=True), settings)
+        assert str(refusal.value).count(". ") == 0
+
+
+@pytest.mark.slow
 def test_no_server_is_one_sentence_within_the_time(cpu_vllm: None) -> None:
     start = time.monotonic()
     with pytest.raises(VllmError, match=r"no vLLM server is at \S+:1 after 2 seconds"):
@@ -398,6 +433,35 @@ def test_after_sleep_and_wake_the_weights_are_the_new_ones(colocated: Any) -> No
             for parameter in policy.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     assert answers[0] != answers[1]
+
+
+def test_waking_reads_no_files(colocated: Any, monkeypatch: Any) -> None:
+    policy = small()
+    engine, llm = colocated(policy)
+    called: list[Any] = []
+    monkeypatch.setattr(llm, "collective_rpc", lambda *asked, **_: called.append(asked))
+    with engine.serving(runs(policy)):
+        assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)
+    assert not called
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(None, "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_computes_in_the_policys_dtype_or_the_one_that_is_written(
+    colocated: Any, wanted: str | None, taken: str
+) -> None:
+    _, llm = colocated(small(), dtype=wanted)
+    assert llm.options["dtype"] == taken
+    from trl.generation import vllm_generation
+
+    assert vllm_generation.LLM is type(llm), "TRL's own was not put back"
+
+
+def test_a_vllm_of_another_version_is_told(
+    colocated: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="sera_plugin"):
+        colocated(small())
+    assert f"vLLM 0.20.0 is installed; this plugin was tried with vLLM {host.TRIED}" in caplog.text
 
 
 def test_weights_that_waking_up_overwrites_are_found(colocated: Any, monkeypatch: Any) -> None:
