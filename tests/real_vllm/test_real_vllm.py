@@ -262,7 +262,8 @@ def axolotl_server(config: MakeConfig, model: Path, port: int) -> list[str]:
 
 
 def last_line(said: str) -> str:
-    return said.rstrip().splitlines()[-1]
+    """What a run said last, but for the progress bar, which is drawn once more at the end."""
+    return [line for line in said.splitlines() if line.strip() and "%|" not in line][-1]
 
 
 def kill_engine(server: int) -> None:
