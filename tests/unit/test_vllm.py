@@ -284,14 +284,17 @@ def test_zero3_is_allowed(cpu_vllm: None) -> None:
 def answering(
     reply: Callable[[int], tuple[int, str]], wait: float = 0.0, health: int = 200
 ) -> Iterator[Any]:
-    """TRL's client at a service that answers its n-th request with a status and a text."""
+    """TRL's client at a service that answers its n-th request with a status and a text.
+
+    ``health`` is what it says of itself after the first one.
+    """
     from trl.generation.vllm_client import VLLMClient
 
     numbers: list[int] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say(health, "{}")
+            self._say(health if numbers else 200, "{}")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
