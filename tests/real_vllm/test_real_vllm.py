@@ -43,13 +43,7 @@ GREEDY = {
     "temperature": 0,
     "length_penalty": 0.5,
 }
-VARIABLES = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_CI_ENV": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    # vLLM then compiles nothing, which takes longer than a run.
-    "TORCH_COMPILE_DISABLE": "1",
-}
+VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_CI_ENV": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 AXOLOTL = "from axolotl.cli.main import main; main()"
 TRL = "import sys; from trl.cli import main; sys.argv[0] = 'trl'; main()"
 EXACT, HALF = 1e-5, 0.05
