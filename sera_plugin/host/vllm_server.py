@@ -25,7 +25,7 @@ _STARTING = 10.0
 _IDLE = 60.0
 """Seconds that an engine with nothing to do may take to answer, at most."""
 
-_ONE_TOKEN = {"prompts": [[0]], "n": 1, "max_tokens": 1}
+_ONE_TOKEN: dict[str, Any] = {"prompts": [[0]], "n": 1, "max_tokens": 1}
 
 
 class _Failure(Exception):
