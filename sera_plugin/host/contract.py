@@ -26,11 +26,13 @@ class Touch:
         symbol: where it is: module, class and name.
         why: what it is used for.
         breaks: what goes wrong here when it changes.
+        needs: the package without which the host doesn't have it; it is looked for only with it.
     """
 
     symbol: str
     why: str
     breaks: str
+    needs: str | None = None
 
     @property
     def package(self) -> str:
@@ -272,6 +274,11 @@ TOUCHES = (
           "vLLM samples from the base model"),
     Touch(f"{_VLLM}extract_logprobs", "read what a token's log-prob was",
           "weights that did not arrive are not noticed"),
+    Touch(f"{_VLLM}LLM", "start a colocated vLLM in the policy's dtype",
+          "vLLM samples from a float32 policy in bf16", needs="vllm"),
+    Touch("trl.generation.vllm_client.VLLMClient.close_communicator",
+          "end the connection at exit with a time limit of our own",
+          "a run whose server is dead waits twice and ends with a traceback"),
     Touch("trl.distributed.DistributedBackend", "make parameters whole under ZeRO-3",
           "vLLM is sent empty weights under ZeRO-3"),
     Touch("bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu",

@@ -7,8 +7,10 @@ just sent (trl issue 5312), and it cuts answers by position. vLLM is imported by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,7 +19,13 @@ from accelerate import Accelerator
 from sera_plugin.host.vllm_server import Server, push_all, wait_for
 from sera_plugin.host.vllm_settings import Reply, VllmSettings
 from sera_plugin.runtime.errors import VllmError, in_short
+from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import together
+
+TRIED = "0.27.0"
+"""The vLLM that `make test-vllm` runs."""
+
+LOG = logger(__name__)
 
 
 class Colocated:
@@ -38,10 +46,6 @@ class Colocated:
         if self._sleeps:
             _empty_cache()
             self._llm.wake_up(tags=["weights"])
-            # Sleep dropped what is no parameter, too, which only the files bring back; first
-            # this, then the new weights.
-            with suppress(NotImplementedError):  # not every device's vLLM has it
-                self._llm.collective_rpc("reload_weights")
         failure = push_all(self._generation, weights)
         if failure is not None:
             raise VllmError(
@@ -110,20 +114,25 @@ def connect(
     if settings.mode == "server":
         together(lambda: wait_for(settings) if accelerator.is_main_process else None)
 
+    _warn_of_version(accelerator)
+    colocated = settings.mode == "colocate"
+    typed = _in_dtype(settings.dtype or _name(model.dtype)) if colocated else nullcontext()
+
     def start() -> Any:
         try:
-            return vllm_generation.VLLMGeneration(
-                model=model,
-                accelerator=accelerator,
-                processing_class=tokenizer,
-                mode=settings.mode,
-                server_base_url=settings.url,
-                server_timeout=settings.timeout,
-                gpu_memory_utilization=settings.memory,
-                max_model_length=settings.max_model_len,
-                enable_sleep_mode=settings.sleep,
-                trust_remote_code=settings.trust_remote_code,
-            )
+            with typed:
+                return vllm_generation.VLLMGeneration(
+                    model=model,
+                    accelerator=accelerator,
+                    processing_class=tokenizer,
+                    mode=settings.mode,
+                    server_base_url=settings.url,
+                    server_timeout=settings.timeout,
+                    gpu_memory_utilization=settings.memory,
+                    max_model_length=settings.max_model_len,
+                    enable_sleep_mode=settings.sleep,
+                    trust_remote_code=settings.trust_remote_code,
+                )
         except Exception as error:
             # Its last act is to wait for all ranks, where the others are now.
             accelerator.wait_for_everyone()
@@ -132,7 +141,7 @@ def connect(
             ) from error
 
     generation = together(start)
-    if settings.mode == "colocate":
+    if colocated:
         return Colocated(generation, settings)
     return Server(generation, settings) if accelerator.is_main_process else _Elsewhere()
 
@@ -142,6 +151,33 @@ def gathering(accelerator: Accelerator) -> Callable[[list[Any]], AbstractContext
     from trl.distributed import DistributedBackend
 
     return DistributedBackend(accelerator).gather_params
+
+
+@contextmanager
+def _in_dtype(dtype: str) -> Iterator[None]:
+    """TRL starts a colocated vLLM in this dtype; it passes none, and vLLM's choice is its own."""
+    from trl.generation import vllm_generation
+
+    theirs = vllm_generation.LLM
+    vllm_generation.LLM = partial(theirs, dtype=dtype)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = theirs
+
+
+def _warn_of_version(accelerator: Accelerator) -> None:
+    found = str(import_module("vllm").__version__)
+    if found.partition("+")[0] != TRIED and accelerator.is_main_process:
+        LOG.warning(
+            "vLLM %s is installed; this plugin was tried with vLLM %s, see docs/vllm.md.",
+            found,
+            TRIED,
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _empty_cache() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -17,6 +21,15 @@ LONGEST_PAUSE = 30.0
 
 _STARTING = 10.0
 """Seconds that a connection may take."""
+
+_IDLE = 60.0
+"""Seconds that an engine with nothing to do may take to answer, at most."""
+
+_ONE_TOKEN: dict[str, Any] = {"prompts": [[0]], "n": 1, "max_tokens": 1}
+
+
+class _Failure(Exception):
+    """How an engine failed; the message is a clause of a sentence."""
 
 
 class _Impatient(HTTPAdapter):
@@ -46,19 +59,19 @@ class Server:
         self.interrupted = False
         for scheme in ("http://", "https://"):
             self._client.session.mount(scheme, _Impatient(settings.timeout))
+        # TRL's own waits as long as for an answer, and says the same again under our sentence.
+        atexit.unregister(self._client.close_communicator)
+        atexit.register(self._close)
 
     def take_weights(self, weights: Callable[[], Any]) -> None:
-        failure = push_all(self._generation, weights)
-        if failure is None:
-            try:
-                self._client.reset_prefix_cache()
-            except Exception as error:
-                failure = error
+        url, limit = self._settings.url, min(_IDLE, self._settings.timeout)
+        dead = failure_of(partial(ask_engine, self._client.session, url, limit))
+        failure = push_all(self._generation, weights, self._check_tensor, dead)
         if failure is not None:
             raise VllmError(
-                f"vLLM at {self._settings.url} did not take the policy's weights "
-                f"({in_short(failure)}); start it anew with the run's base_model, and resume the "
-                "run, which keeps the answers sampled so far."
+                f"vLLM at {url} did not take the policy's weights ({_why(failure)}); start it "
+                "anew with the run's base_model, and resume the run, which keeps the answers "
+                "sampled so far."
             ) from failure
         self.interrupted = False
 
@@ -80,6 +93,31 @@ class Server:
     def rest(self) -> None:
         """A server keeps its memory."""
 
+    def _check_tensor(self) -> None:
+        """Raise if the engine died on what it was sent last, as on another model's tensor.
+
+        A server says 200 before its engine has a tensor, and the next one would be broadcast to
+        nobody. TRL's answers the first request when the engine did; Axolotl's answers at once,
+        and says at the second that its worker ended.
+        """
+        session, url = self._client.session, self._settings.url
+        limit = min(_IDLE, self._settings.timeout)
+        for ask, path in ((session.post, "reset_prefix_cache"), (session.get, "health")):
+            _answered(partial(ask, f"{url}/{path}/"), limit)
+
+    def _close(self) -> None:
+        """End the connection for weights at exit; where that fails, the next run ends it."""
+        with suppress(requests.RequestException):
+            requests.post(f"{self._settings.url}/close_communicator/", timeout=2)
+
+    def _is_dead(self) -> bool:
+        """Whether the server says so, as Axolotl's does for some seconds before it ends."""
+        try:
+            health = requests.get(f"{self._settings.url}/health/", timeout=_STARTING)
+        except requests.RequestException:
+            return False
+        return health.status_code == 503
+
     def _tried(self, ask: Callable[[], Reply]) -> Reply:
         url, limit = self._settings.url, self._settings.timeout
         end, pause = time.monotonic() + limit, 1.0
@@ -89,9 +127,9 @@ class Server:
                 return ask()
             except requests.Timeout as error:
                 raise VllmError(
-                    f"vLLM at {url} did not answer within {limit:g} seconds; set "
-                    "trl.vllm_server_timeout to a longer time, and resume the run, which keeps "
-                    "the answers sampled so far."
+                    f"vLLM at {url} did not answer within {limit:g} seconds; start it anew if its "
+                    "log says that its engine died, else set trl.vllm_server_timeout to a longer "
+                    "time, and resume the run, which keeps the answers sampled so far."
                 ) from error
             except requests.ConnectionError as error:
                 self.interrupted, failure = True, error
@@ -104,9 +142,14 @@ class Server:
                 if not str(error).startswith("Request failed: 5"):
                     raise VllmError(f"vLLM at {url} refused: {in_short(error)}") from error
                 failure = error
+                if self._is_dead():
+                    raise VllmError(
+                        f"vLLM at {url} says that its engine died ({_why(failure)}); start it "
+                        "anew, and resume the run, which keeps the answers sampled so far."
+                    ) from error
             if time.monotonic() + pause > end:
                 raise VllmError(
-                    f"vLLM at {url} failed for {limit:g} seconds ({in_short(failure)}); look at "
+                    f"vLLM at {url} failed for {limit:g} seconds ({_why(failure)}); look at "
                     "its log, start it anew, and resume the run, which keeps the answers sampled "
                     "so far."
                 ) from failure
@@ -115,7 +158,7 @@ class Server:
 
 
 def wait_for(settings: VllmSettings) -> None:
-    """Wait until the server is up, and end the connection of a run that was killed.
+    """Wait until the server is up and its engine answers; end the connection of a killed run.
 
     TRL's own wait never ends where something else answers at the port.
     """
@@ -124,8 +167,7 @@ def wait_for(settings: VllmSettings) -> None:
         try:
             answer = requests.get(f"{settings.url}/health/", timeout=_STARTING)
             if answer.status_code == 200:
-                # Else its workers would refuse a second connection for weights.
-                requests.post(f"{settings.url}/close_communicator/", timeout=_STARTING)
+                _check_server(settings)
                 return
             why = f"it answered with status {answer.status_code}"
         except requests.RequestException as error:
@@ -139,16 +181,71 @@ def wait_for(settings: VllmSettings) -> None:
         time.sleep(1)
 
 
-def push_all(generation: Any, weights: Callable[[], Any]) -> Exception | None:
-    """Send all weights and return the first failure.
+def _check_server(settings: VllmSettings) -> None:
+    session, url, limit = requests.Session(), settings.url, min(_IDLE, settings.timeout)
+    # Without this, workers would refuse a second connection for weights.
+    close = partial(session.post, f"{url}/close_communicator/")
+    failure = failure_of(partial(_answered, close, limit), partial(ask_engine, session, url, limit))
+    if failure is not None:
+        raise VllmError(
+            f"what answers at {url} can't be used ({_why(failure)}); look at its log, and start it "
+            "anew with `axolotl vllm-serve` or `trl vllm-serve`."
+        ) from failure
+
+
+def ask_engine(session: requests.Session, url: str, limit: float) -> None:
+    """Ask for one token, which only the engine can give, after all that it was told before.
+
+    Raises:
+        _Failure: if none comes within ``limit`` seconds.
+    """
+    _answered(partial(session.post, f"{url}/generate/", json=_ONE_TOKEN), limit)
+
+
+def _answered(ask: Callable[..., requests.Response], limit: float) -> None:
+    try:
+        answer = ask(timeout=limit)
+    except requests.Timeout:
+        raise _Failure(f"its engine gave no answer for {limit:g} seconds") from None
+    if answer.status_code in (404, 405):
+        raise _Failure(f"it has no {urlsplit(answer.url).path}, which such servers have")
+    if answer.status_code != 200:
+        raise _Failure(f"its engine failed with status {answer.status_code}")
+
+
+def push_all(
+    generation: Any,
+    weights: Callable[[], Any],
+    check: Callable[[], None] = lambda: None,
+    failure: Exception | None = None,
+) -> Exception | None:
+    """Send all weights and return the first failure, which names the tensor.
 
     The loop goes on after one, for the other ranks still gather weights together with this one.
+
+    Args:
+        generation: TRL's ``VLLMGeneration``.
+        weights: see ``weights_of``.
+        check: called after each tensor; raises if the engine did not live through it.
+        failure: one that came before, after which nothing is sent.
     """
-    failure = None
     for name, tensor in weights():
         if failure is None:
-            try:
-                generation._push_param_to_vllm(name, tensor)
-            except Exception as error:
-                failure = error
+            found = failure_of(partial(generation._push_param_to_vllm, name, tensor), check)
+            if found is not None:
+                failure = _Failure(f"at {name}: {_why(found)}")
     return failure
+
+
+def failure_of(*steps: Callable[[], None]) -> Exception | None:
+    """The first failure of steps that follow one another."""
+    try:
+        for step in steps:
+            step()
+    except Exception as error:
+        return error
+    return None
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, _Failure) else in_short(error)

@@ -8,6 +8,9 @@ from typing import Any
 HOST, PORT, TIMEOUT, MEMORY = "0.0.0.0", 8000, 240.0, 0.9
 """The host's defaults, the timeout TRL's; a value that differs from them was written out."""
 
+AUTO = "auto"
+"""The host's default of ``vllm.dtype``, with which vLLM makes bf16 of a float32 checkpoint."""
+
 
 Reply = dict[str, Any]
 """What TRL's server answers: ``prompt_ids``, ``completion_ids``, ``logprobs`` and
@@ -26,6 +29,7 @@ class VllmSettings:
         max_model_len: most tokens of prompt and answer.
         sleep: whether a colocated vLLM gives up its memory between reviews.
         trust_remote_code: as the host's key.
+        dtype: of a colocated vLLM; None is the policy's.
     """
 
     mode: str
@@ -35,6 +39,7 @@ class VllmSettings:
     max_model_len: int
     sleep: bool
     trust_remote_code: bool
+    dtype: str | None = None
 
     @classmethod
     def of(cls, cfg: Any, mode: str) -> VllmSettings:
@@ -58,6 +63,7 @@ class VllmSettings:
             max_model_len=int(vllm.get("max_model_len") or cfg.get("sequence_len") or 0) or 2048,
             sleep=mode == "colocate" and trl.get("vllm_enable_sleep_mode") is not False,
             trust_remote_code=bool(cfg.get("trust_remote_code")),
+            dtype=None if vllm.get("dtype") in (None, AUTO) else str(vllm["dtype"]),
         )
 
 

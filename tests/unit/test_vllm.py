@@ -176,16 +176,24 @@ def test_weights_are_made_whole_piece_by_piece() -> None:
     assert max(sizes) < 0.5 * sum(sizes)
 
 
-@pytest.mark.parametrize("fails", ["push", "reset"])
-def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: str) -> None:
+@pytest.mark.parametrize(
+    ("fails", "sent"), [("generate", []), ("push", ["a"]), ("reset_prefix_cache", ["a"])]
+)
+def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(
+    fails: str, sent: list[str]
+) -> None:
     """All weights are gone through, for every rank gathers its share of each."""
 
     def act(what: str) -> None:
         if what == fails:
             raise OSError("gone")
 
-    client = SimpleNamespace(session={}, reset_prefix_cache=lambda: act("reset"))
-    client.session = SimpleNamespace(mount=lambda *_: None)
+    def answer(url: str, **_: Any) -> Any:
+        act(url.split("/")[-2])
+        return SimpleNamespace(status_code=200)
+
+    session = SimpleNamespace(mount=lambda *_: None, post=answer, get=answer)
+    client = SimpleNamespace(session=session, close_communicator=lambda: None)
     pushed = []
 
     def push(name: str, tensor: Any) -> None:
@@ -200,10 +208,10 @@ def test_a_failing_server_does_not_keep_other_ranks_waiting_in_a_gather(fails: s
             seen.append(name)
             yield name, None
 
-    with pytest.raises(VllmError, match="did not take the policy's weights \\(OSError: gone\\)"):
+    with pytest.raises(VllmError, match=r"did not take the policy's weights \(.*OSError: gone\)"):
         server.take_weights(weights)
     assert seen == ["a", "b", "c"]
-    assert pushed == (["a"] if fails == "push" else ["a", "b", "c"])
+    assert pushed == sent, "a dead engine is sent weights"
 
 
 def test_other_weights_are_found_by_their_log_probs() -> None:
@@ -228,6 +236,12 @@ def test_where_the_server_is_comes_from_the_hosts_blocks() -> None:
     awake = {"vllm_server_port": 8006, "vllm_enable_sleep_mode": False}
     found = VllmSettings.of(DictDefault({"vllm": vllm, "trl": awake}), "colocate")
     assert (found.url, found.sleep) == ("http://gpu2:8006", False)
+
+
+@pytest.mark.parametrize(("written", "taken"), [(None, None), ("auto", None), ("half", "half")])
+def test_the_dtype_of_the_hosts_block_is_taken(written: str | None, taken: str | None) -> None:
+    host_config = DictDefault({"sequence_len": 512, "vllm": {"dtype": written}})
+    assert VllmSettings.of(host_config, "colocate").dtype == taken
 
 
 HOST = {"rl": "dpo", "num_epochs": 2, "sequence_len": 512}
@@ -267,15 +281,20 @@ def test_zero3_is_allowed(cpu_vllm: None) -> None:
 
 
 @contextmanager
-def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Iterator[Any]:
-    """TRL's client at a service that answers its n-th request with a status and a text."""
+def answering(
+    reply: Callable[[int], tuple[int, str]], wait: float = 0.0, health: int = 200
+) -> Iterator[Any]:
+    """TRL's client at a service that answers its n-th request with a status and a text.
+
+    ``health`` is what it says of itself after the first one.
+    """
     from trl.generation.vllm_client import VLLMClient
 
     numbers: list[int] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say(200, "{}")
+            self._say(health if numbers else 200, "{}")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -302,7 +321,7 @@ def answering(reply: Callable[[int], tuple[int, str]], wait: float = 0.0) -> Ite
         url = f"http://127.0.0.1:{service.server_port}"
         generation = SimpleNamespace(vllm_client=VLLMClient(base_url=url))
         server = host.Server(generation, replace(HERE, url=url, timeout=2.5))
-        yield SimpleNamespace(server=server, requests=numbers)
+        yield SimpleNamespace(server=server, requests=numbers, url=url)
     finally:
         service.shutdown()
         service.server_close()
@@ -334,7 +353,7 @@ def test_a_failure_that_passes_is_tried_again(cpu_vllm: None, first: int) -> Non
         ((200, "<html>"), 0.0, "TRL's client can't read .* another service", (1, 1)),
         ((200, "{}"), 0.0, "TRL's client can't read \\(KeyError", (1, 1)),
         ((200, "[1]"), 0.0, "TRL's client can't read \\(TypeError", (1, 1)),
-        ((200, "{}"), 4.0, "did not answer within 2.5 seconds; set trl.vllm_server", (1, 1)),
+        ((200, "{}"), 4.0, "did not answer within 2.5 seconds; .* set trl.vllm_server", (1, 1)),
     ],
 )
 def test_a_failure_that_stays_is_one_sentence(
@@ -346,6 +365,33 @@ def test_a_failure_that_stays_is_one_sentence(
             ask(found.server)
         assert time.monotonic() - start < 20
         assert requests[0] <= len(found.requests) <= requests[1]
+
+
+@pytest.mark.slow
+def test_an_engine_that_the_server_calls_dead_is_not_asked_again(cpu_vllm: None) -> None:
+    with answering(lambda _: (500, "Internal Server Error"), health=503) as found:
+        with pytest.raises(VllmError, match=r"says that its engine died .* start it anew"):
+            ask(found.server)
+        assert len(found.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("replies", "wait", "words"),
+    [
+        ((404, 404), 0.0, "can't be used \\(it has no /close_communicator/"),
+        ((200, 405), 0.0, "can't be used \\(it has no /generate/"),
+        ((200, 500), 0.0, "can't be used \\(its engine failed with status 500\\); look at its log"),
+        ((200, 200), 1.5, "can't be used \\(its engine gave no answer for 1 seconds\\); look"),
+    ],
+)
+def test_a_server_that_cannot_do_it_is_one_sentence_before_a_run_connects(
+    cpu_vllm: None, replies: tuple[int, int], wait: float, words: str
+) -> None:
+    with answering(lambda n: (replies[n], "{}"), wait) as found:
+        settings = replace(HERE, url=found.url, timeout=1.0)
+        with pytest.raises(VllmError, match=words) as refusal:
+            host.connect(None, None, Accelerator(cpu=True), settings)
+        assert str(refusal.value).count(". ") == 0
 
 
 @pytest.mark.slow
@@ -390,6 +436,35 @@ def test_after_sleep_and_wake_the_weights_are_the_new_ones(colocated: Any) -> No
             for parameter in policy.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     assert answers[0] != answers[1]
+
+
+def test_waking_reads_no_files(colocated: Any, monkeypatch: Any) -> None:
+    policy = small()
+    engine, llm = colocated(policy)
+    called: list[Any] = []
+    monkeypatch.setattr(llm, "collective_rpc", lambda *asked, **_: called.append(asked))
+    with engine.serving(runs(policy)):
+        assert rollouts(engine, policy, temperature=0.0) == rollouts(None, policy, temperature=0.0)
+    assert not called
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(None, "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_computes_in_the_policys_dtype_or_the_one_that_is_written(
+    colocated: Any, wanted: str | None, taken: str
+) -> None:
+    _, llm = colocated(small(), dtype=wanted)
+    assert llm.options["dtype"] == taken
+    from trl.generation import vllm_generation
+
+    assert vllm_generation.LLM is type(llm), "TRL's own was not put back"
+
+
+def test_a_vllm_of_another_version_is_told(
+    colocated: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="sera_plugin"):
+        colocated(small())
+    assert f"vLLM 0.20.0 is installed; this plugin was tried with vLLM {host.TRIED}" in caplog.text
 
 
 def test_weights_that_waking_up_overwrites_are_found(colocated: Any, monkeypatch: Any) -> None:

@@ -1,12 +1,13 @@
 """What tests substitute in a real vLLM without a GPU; the engine, its models and sync stay real.
 
 vLLM calls ``substitute`` in each of its processes, through an entry point. A trainer that talks to
-a server makes no engine, so there ``OnCpu``, a plugin of Axolotl, does it.
+a server makes no engine; there ``sera_trainer_on_cpu.OnCpu``, a plugin of Axolotl, does it.
 
 - Linear weights stay as they are; oneDNN packs them away, and then none can be loaded.
 - Weights travel over gloo on the store of vLLM's own group in the place of NCCL.
-- ``SERA_SIMULATE_SLEEP``: sleep overwrites all parameters and buffers with NaN, after it saved the
-  buffers as the worker for GPUs does; the worker's own ``wake_up`` brings them back.
+- ``SERA_SIMULATE_SLEEP``, a file: sleep overwrites all parameters and buffers with NaN, after it
+  saved the buffers as the worker for GPUs does, and adds a line to the file; the worker's own
+  ``wake_up`` brings the buffers back.
 """
 
 from __future__ import annotations
@@ -17,33 +18,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from axolotl.integrations.base import BasePlugin
 from torch.distributed import BroadcastOptions
 from torch.distributed import distributed_c10d as c10d
 
 
-class GlooCommunicator:
-    """Broadcasts over gloo, on the store of vLLM's ``StatelessProcessGroup``."""
-
-    def __init__(self, group: Any, device: Any) -> None:
-        limit = datetime.timedelta(seconds=60)
-        store = c10d.PrefixStore("weights", group.store)
-        self._gloo = c10d.ProcessGroupGloo(store, group.rank, group.world_size, limit)
-
-    def broadcast(self, tensor: torch.Tensor, src: int) -> None:
-        options = BroadcastOptions()
-        options.rootRank = src
-        self._gloo.broadcast([tensor], options).wait()
-
-
 def substitute() -> None:
     from vllm import _custom_ops
-    from vllm.distributed.device_communicators import pynccl
+    from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 
     _custom_ops._supports_onednn = False
-    pynccl.PyNcclCommunicator = GlooCommunicator
+    # In the class itself, which may have been imported by name before.
+    PyNcclCommunicator.__init__ = _connect
+    PyNcclCommunicator.broadcast = _broadcast
     if os.environ.get("SERA_SIMULATE_SLEEP"):
         _simulate_sleep()
+
+
+def _connect(self: Any, group: Any, device: Any, library_path: str | None = None) -> None:
+    limit = datetime.timedelta(seconds=60)
+    store = c10d.PrefixStore("weights", group.store)
+    self.group, self.rank, self.world_size = group, group.rank, group.world_size
+    self.gloo = c10d.ProcessGroupGloo(store, group.rank, group.world_size, limit)
+
+
+def _broadcast(self: Any, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
+    options = BroadcastOptions()
+    options.rootRank = src
+    self.gloo.broadcast([tensor], options).wait()
 
 
 def _simulate_sleep() -> None:
@@ -59,19 +60,10 @@ def _simulate_sleep() -> None:
             for tensor in [*model.parameters(), *model.buffers()]:
                 if tensor.is_floating_point():
                     tensor.data.fill_(float("nan"))
+        with open(os.environ["SERA_SIMULATE_SLEEP"], "a") as nights:
+            nights.write("slept\n")
 
     CpuPlatform.is_sleep_mode_available = lambda self: True
     CPUWorker.sleep = sleep
     CPUWorker._get_sleep_mode_backend = lambda self: SimpleNamespace(resume=lambda tags: None)
     CPUWorker.wake_up = Worker.wake_up
-
-
-class OnCpu(BasePlugin):
-    """For the trainer, which TRL asks for its GPU's number and name. Never for the server."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        substitute()
-        named = SimpleNamespace(uuid="cpu", major=0, minor=0)
-        torch.cuda.current_device = lambda: 0
-        torch.cuda.get_device_properties = lambda device=None: named

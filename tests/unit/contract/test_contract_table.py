@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_no_symbol_is_in_the_table_twice():
 
 @pytest.mark.parametrize("entry", TOUCHES, ids=lambda entry: entry.symbol)
 def test_every_symbol_is_there(entry):
+    if entry.needs and importlib.util.find_spec(entry.needs) is None:
+        pytest.skip(f"{entry.needs} is not installed; `make test-vllm` looks for it")
     found(entry.symbol)
 
 
