@@ -169,7 +169,7 @@ def test_a_run_resumed_in_round_1_ends_with_the_same_weights(
     run_cli("train", path, "--launcher", "python")
     assert (out / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
     assert answers(out, 2).equals(answers(before, 2))
-    keys["sera"] = {**WEIGHED, "bootstrap": FRESH_PAIRS | {"rejected": "worst"}}
+    keys["sera"] = {**WEIGHED, "bootstrap": FRESH_PAIRS | {"rejected": "worst", "sampler": "mixed"}}
     path.write_text(yaml.safe_dump(keys | changes))
     said = run_cli("train", path, "--launcher", "python", expect_failure=True)
     assert "resume: sera.bootstrap.rejected was reference and is worst" in said
