@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,13 @@ def test_a_closed_gate_is_plain_dpo(config: MakeConfig, run_cli: RunCli) -> None
     gated = config(num_epochs=2, sera={"preset": "contrast"})
     said = run_cli("train", gated, "--launcher", "python")
     assert "the gate is closed, all pairs stay with weight 1" in said
+    assert "Estimate for each reviewed round: 0 tokens scored, 0 sampled" in said
+    takes = re.search(r"contrast of the pairs takes before round 1: ([\d,]+) tokens", said)
+    planned = run_cli("sera", "plan", gated, "--json")
+    lengths = json.loads(planned[planned.index("\n{\n") :])["lengths"]
+    assert takes is not None
+    assert int(takes[1].replace(",", "")) == pytest.approx(lengths["contrast"], abs=1)
+    assert lengths["contrast"] > 4 * lengths["total"]
     table = pq.read_table(output_dir(gated) / "sera/round-02/margins.parquet")
     assert np.isfinite(table["signal_contrast"].to_numpy()).all()
     assert set(table["weight"].to_pylist()) == {1.0}

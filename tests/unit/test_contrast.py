@@ -219,18 +219,25 @@ def test_several_prompts_are_scaled_by_how_far_they_tell_answers_of_a_prompt_apa
 def test_an_answer_without_room_for_the_prompt_has_no_score(
     contrast_of: Any, alone: np.ndarray
 ) -> None:
-    prompts = [ContrastPrompts(positive=GOOD * 3, negative=None)]
-    pools = pools_of(contrast_of(), alone)
-    longest = max(len(c.token_ids) for pool in pools for c in pool.candidates)
+    prompts = [ContrastPrompts(positive=GOOD, negative=None)]
     wide = contrast_of(prompts=prompts)
-    rows = {i: len(wide.pairs.dataset[n]["prompt_ids"]) for n, i in enumerate(wide.pairs.ids)}
-    tight = contrast_of(max(rows.values()) + longest + 1, prompts=prompts)
+    pools = pools_of(wide, alone)
+    usual = wide.pairs.prompt_tokens
+    added = round(wide.asked_tokens()[0] - usual.mean())
+    assert added > 3
+    lengths = [
+        usual[wide.pairs.position[pool.example_id]] + added + len(candidate.token_ids)
+        for pool in pools
+        for candidate in pool.candidates
+    ]
+    most = sorted(lengths)[3]
+    tight = contrast_of(most, prompts=prompts)
     scores = ContrastJudge(tight).of_pools(pools, "round-01")
-    assert None in scores
+    assert [score is not None for score in scores] == [length <= most for length in lengths]
     court = Court(Accelerator(cpu=True), ContrastJudge(tight), Path("unused"), True)
     asked = [Prompt(pool.example_id, (1,)) for pool in pools]
     left = court.pools(pools, asked, "round-01")
-    assert sum(len(pool.candidates) for pool in left) == sum(s is not None for s in scores)
+    assert sum(len(pool.candidates) for pool in left) == sum(n <= most for n in lengths)
     none = Court(
         Accelerator(cpu=True), ContrastJudge(contrast_of(2, prompts=prompts)), Path("unused"), True
     )
