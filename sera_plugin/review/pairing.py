@@ -62,7 +62,7 @@ class Rejection:
         if self.rule == "worst_of":
             names = [repr(candidate.token_ids) for candidate in ranked]
             drawn = permutation(names, self.seed, self.round_number, example_id, "rejected")
-            return ranked[max(drawn[:WORST_OF])]
+            return ranked[int(drawn[:WORST_OF].max())]
         return ranked[-1]
 
 

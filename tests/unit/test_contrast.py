@@ -230,7 +230,7 @@ def test_an_answer_without_room_for_the_prompt_has_no_score(
         for pool in pools
         for candidate in pool.candidates
     ]
-    most = sorted(lengths)[3]
+    most = int(sorted(lengths)[3])
     tight = contrast_of(most, prompts=prompts)
     scores = ContrastJudge(tight).of_pools(pools, "round-01")
     assert [score is not None for score in scores] == [length <= most for length in lengths]
