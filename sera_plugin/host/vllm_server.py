@@ -182,7 +182,8 @@ def wait_for(settings: VllmSettings) -> None:
 
 
 def _check_server(settings: VllmSettings) -> None:
-    session, url, limit = requests.Session(), settings.url, min(_IDLE, settings.timeout)
+    # An engine's first answer may take long: kernels are compiled for it.
+    session, url, limit = requests.Session(), settings.url, settings.timeout
     # Without this, workers would refuse a second connection for weights.
     close = partial(session.post, f"{url}/close_communicator/")
     failure = failure_of(partial(_answered, close, limit), partial(ask_engine, session, url, limit))

@@ -286,7 +286,7 @@ def test_trl_vllm_serve(train: Any, full: Path, trls: tuple[int, int]) -> None:
 
 def test_an_engine_that_dies_is_one_sentence(train: Any, trls: tuple[int, int]) -> None:
     """It dies in the first round; TRL's server then answers nothing that needs the engine."""
-    limit, killed = 30.0, []
+    limit, killed = 60.0, []
     keys = to_server(trls[1])
     keys["trl"]["vllm_server_timeout"] = limit
 
