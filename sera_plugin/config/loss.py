@@ -39,7 +39,8 @@ def _term(raw: Any) -> dict[str, Any]:
     if not isinstance(name, str):
         raise SeraConfigError(
             f"sera.loss: {shown(raw)} is not a term; write a list of names, each alone or with its "
-            f"settings behind it as {TERMS.names[0]}: {{key: value}}. Available: {TERMS.allowed}."
+            f"settings behind it as {TERMS.names[0]}: {{key: value}}; "
+            f"available are {TERMS.allowed}."
         )
     if not isinstance(settings or {}, Mapping):
         raise SeraConfigError(

@@ -265,7 +265,8 @@ def test_every_arm_has_the_updates_of_plain_dpo() -> None:
     for regime in REGIMES.values():
         for arm in ARMS.values():
             config = arm.config(regime, 1e-3, 0.1, 0)
-            assert config["max_steps"] == regime.updates
+            assert config["max_steps"] == arm.updates(regime)
+            assert arm.longer == 1 or arm.sera is None
             assert len(arm.grid) == len(ARMS["dpo"].grid)
             if arm.sera is None:
                 continue

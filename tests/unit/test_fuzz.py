@@ -172,6 +172,7 @@ def assert_one_sentence(sentence: str) -> None:
 @example("{to_dict: 1, items: 2, keys: 3, get: 4}")
 @example("[{fraction: 0.2}]")
 @example("{warmup_rounds: 2147483647}")
+@example("{loss: [0]}")
 @example("true")
 @example("{}")
 def test_a_block_is_accepted_or_refused_with_one_sentence(text: str) -> None:
