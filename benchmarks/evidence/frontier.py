@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.evidence import runner, study
 from benchmarks.evidence.arm import BETAS, FRESH_SEEDS
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.comparisons import FEWEST
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, sft_key, tuned
 from benchmarks.evidence.statistics import Interval
@@ -25,7 +26,6 @@ from benchmarks.evidence.tables import table
 SWEPT = ("dpo-new", "contrast")
 LEVELS = 4
 """KLs at which frontiers are compared."""
-FEWEST = 3
 Point = tuple[float, float]
 """KL to the SFT model, and the gain in gold reward above it."""
 

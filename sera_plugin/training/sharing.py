@@ -187,6 +187,6 @@ def tried_pairs(
     most = min(most, max_length or most)
     prompt, *answers = found[-1]
     room = max(1, most - len(prompt))
-    longest = [np.resize(answer, max(room, 1)) for answer in answers]
+    longest = [np.resize(answer, room) for answer in answers]
     found[-1] = (prompt, longest[0], longest[1])
     return found
