@@ -94,10 +94,9 @@ def _run(
     args: argparse.Namespace,
 ) -> None:
     if settings.tuned:
-        sources = dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms)
         # What is tried next depends on what was found: neighbours of the best, then settings.
         for part in ("tuning", "tuning, neighbours", "tuning, settings"):
-            tuning = [run for arm in sources for run in tuning_runs(regime, arm, settings, results)]
+            tuning = [run for arm in arms for run in tuning_runs(regime, arm, settings, results)]
             _execute(f"{regime}, {part}", tuning, settings, results, args)
     # Seed by seed, so that a plan that is cut short has all arms of some seeds.
     runs = [

@@ -24,7 +24,7 @@ BETAS = {"dpo": (0.01, 0.03, 0.1, 0.3, 1.0)}
 """What the grid of an arm that is ``wide`` is continued on."""
 NEW_SEEDS = 12
 """The first seed of worlds that nobody had looked at when the arms on them were settled."""
-FRESH_SEEDS = range(NEW_SEEDS, NEW_SEEDS + 6)
+FRESH_SEEDS = range(NEW_SEEDS, NEW_SEEDS + 12)
 NEAREST = 3
 """Points of another arm's grid, its best ones, that an arm ``near`` it takes for its own."""
 

@@ -120,7 +120,7 @@ def _cost(summary: Summary) -> str:
         for regime, arms in PLAN
         for arm in arms
         for run in (
-            *tuning_runs(regime, ARMS[arm].tuned_as or arm, *stored),
+            *tuning_runs(regime, arm, *stored),
             *report_runs(regime, arm, range(SEEDS), *stored),
         )
     }

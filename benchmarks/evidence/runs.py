@@ -19,6 +19,9 @@ from benchmarks.evidence.regimes import REGIMES, TUNED_IN, Regime
 from benchmarks.evidence.world import World, Writer
 
 TUNING_SEEDS = (100,)
+"""Worlds that arms on the first seeds are tuned in."""
+FRESH_TUNING_SEEDS = (100, 101)
+"""Worlds that arms on new seeds are tuned in, by their mean."""
 UNTUNED = 1
 """Position in the grid."""
 VERSION = 1
@@ -147,9 +150,7 @@ Candidate = tuple[str, float, float]
 """Arm, learning rate, β."""
 
 
-def tuning_runs(
-    regime: str, arm: str, settings: Settings, results: Results, seeds: Sequence[int] = TUNING_SEEDS
-) -> list[Run]:
+def tuning_runs(regime: str, arm: str, settings: Settings, results: Results) -> list[Run]:
     """What tunes an arm, judged on the tuning prompts, as far as stored results can tell.
 
     Runs that depend on what others find are in the list as soon as those are stored.
@@ -158,31 +159,38 @@ def tuning_runs(
     return [
         Run(TUNED_IN.get(regime, regime), name, seed, "tune", rate, beta)
         for name, rate, beta in candidates
-        for seed in seeds
+        for seed in tuning_seeds(arm)
     ]
+
+
+def tuning_seeds(arm: str) -> tuple[int, ...]:
+    """The worlds that a reported arm is tuned in."""
+    return FRESH_TUNING_SEEDS if ARMS[arm].fresh else TUNING_SEEDS
 
 
 def _candidates(
     regime: str, arm: str, settings: Settings, results: Results
 ) -> tuple[list[Candidate], bool]:
     """What tuning tries, and whether that is all: a grid, its neighbours, settings of an arm."""
-    one = ARMS[arm]
-    first, *others = one.among or (arm,)
+    source = ARMS[arm].tuned_as or arm
+    one, seeds = ARMS[source], tuning_seeds(arm)
+    first, *others = one.among or (source,)
     grid = list(one.grid)
     if one.near:
-        ranked = _ranked(regime, [(one.near, *point) for point in grid], settings, results)
+        near = [(one.near, *point) for point in grid]
+        ranked = _ranked(regime, near, seeds, settings, results)
         if ranked is None:
             return [], False
         grid = [point for _, *point in ranked[:NEAREST]]  # type: ignore[misc]
     found: list[Candidate] = [(first, *point) for point in grid]
     if one.wide:
-        ranked = _ranked(regime, found, settings, results)
+        ranked = _ranked(regime, found, seeds, settings, results)
         if ranked is None:
             return found, False
         _, rate, beta = ranked[0]
         found += [(first, *at) for at in neighbours(one.loss, rate, beta) if at not in grid]
     if others:
-        ranked = _ranked(regime, found, settings, results)
+        ranked = _ranked(regime, found, seeds, settings, results)
         if ranked is None:
             return found, False
         _, rate, beta = ranked[0]
@@ -191,13 +199,17 @@ def _candidates(
 
 
 def _ranked(
-    regime: str, candidates: Sequence[Candidate], settings: Settings, results: Results
+    regime: str,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    settings: Settings,
+    results: Results,
 ) -> list[Candidate] | None:
     """The candidates by falling mean gold reward in tuning, or None before all are there."""
     scores = []
     where = TUNED_IN.get(regime, regime)
     for name, rate, beta in candidates:
-        runs = [Run(where, name, seed, "tune", rate, beta) for seed in TUNING_SEEDS]
+        runs = [Run(where, name, seed, "tune", rate, beta) for seed in seeds]
         found = [record for run in runs if (record := results.get(run, settings)) is not None]
         if len(found) < len(runs):
             return None
@@ -211,8 +223,10 @@ def tuned(regime: str, arm: str, settings: Settings, results: Results) -> Candid
     if not settings.tuned:
         found: Candidate = ((ARMS[source].among or (source,))[0], *ARMS[source].grid[UNTUNED])
     else:
-        candidates, complete = _candidates(regime, source, settings, results)
-        ranked = _ranked(regime, candidates, settings, results) if complete else None
+        candidates, complete = _candidates(regime, arm, settings, results)
+        ranked = None
+        if complete:
+            ranked = _ranked(regime, candidates, tuning_seeds(arm), settings, results)
         if ranked is None:
             return None
         found = ranked[0]

@@ -16,6 +16,7 @@ from benchmarks.evidence.comparisons import Row, compared
 from benchmarks.evidence.plan import FRESH
 from benchmarks.evidence.regimes import REGIMES, Regime
 from benchmarks.evidence.runs import (
+    FRESH_TUNING_SEEDS,
     TUNING_SEEDS,
     Results,
     Run,
@@ -72,7 +73,9 @@ def test_a_wide_arm_tries_the_neighbours_of_its_best_point(tmp_path: Path) -> No
     results = Results(tmp_path)
     fill(results, "on-0.4", "dpo-new", {("dpo-new", 5e-4, 0.03): 1.0})
     assert tuned("on-0.4", "dpo-new", SETTINGS, results) is None
-    tried = [(r.rate, r.beta) for r in tuning_runs("on-0.4", "dpo-new", SETTINGS, results)]
+    runs = tuning_runs("on-0.4", "dpo-new", SETTINGS, results)
+    assert {r.seed for r in runs} == set(FRESH_TUNING_SEEDS)
+    tried = list(dict.fromkeys((r.rate, r.beta) for r in runs))
     assert tried[5:] == [(2e-4, 0.03), (1.2e-3, 0.03), (5e-4, 0.01)]
     fill(results, "on-0.4", "dpo-new", {("dpo-new", 5e-4, 0.01): 2.0})
     assert tuned("on-0.4", "dpo-new", SETTINGS, results) == ("dpo-new", 5e-4, 0.01)
