@@ -138,3 +138,7 @@ def _regime(regime: str, found: dict[str, dict[int, list[Point]]], seeds: list[i
         + "\n\n"
         + table((regime, *head), [(title, *gaps)])
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -55,9 +55,9 @@ OF_SIGNALS = (
     f"On worlds from {NEW_SEEDS} on, which nobody had looked at before. `dpo-new` is DPO with the "
     "most thorough tuning, a grid of five and the neighbours of its best point; `select-new` and "
     "`sera-new` had the grid of five; the others had the three best points "
-    "of DPO's grid, and `rdpo` and `cdpo` another ε. All tuning is in one world, which is not "
-    "reported. `dpo-longer` has a third more updates than every other arm, so it takes more "
-    "processor time than `contrast` does. In brackets the seeds, three or more; bold and "
+    "of DPO's grid, and `rdpo` and `cdpo` another ε. All are tuned by their mean over two worlds, "
+    "which are not reported. `dpo-longer` has a third more updates than every other arm, so it "
+    "takes more processor time than `contrast` does. In brackets the seeds, three or more; bold and "
     "p as above, over the rows of this table. Pooled are the regimes whose SFT model "
     "was shown `good`."
 )
