@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
+from sera_plugin.host.merged_step import HELD, Merging, joined
 from sera_plugin.host.models import (
     KeyedCollator,
     answer_sums,
@@ -53,6 +54,7 @@ class RoundTrainer(AxolotlDPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Any = KeyedCollator(self.data_collator)
+        self._merging: Merging | None = None
 
     def name_method(self, name: str, tags: Sequence[str], paper: Mapping[str, str]) -> None:
         """Say in the model's tags and card what it is trained with; call it before the constructor.
@@ -229,6 +231,7 @@ class RoundTrainer(AxolotlDPOTrainer):
                 "accelerator_config changes how batches are cut in a way SeRA doesn't know."
             )
         self.callback_handler.train_dataloader = loader
+        self._merging = self._merging_of(epoch, rest)
         rest |= {
             "steps_in_epoch": planned,
             "num_update_steps_per_epoch": self.schedule.updates[epoch],
@@ -240,17 +243,36 @@ class RoundTrainer(AxolotlDPOTrainer):
                 self.accelerator._dataloaders.remove(loader)
         self.rounds.close_round(number)
 
+    def _merging_of(self, epoch: int, rest: Mapping[str, Any]) -> Merging | None:
+        """What holds an epoch's micro-batches back, if some share a pass."""
+        passes, first = self.rounds.passes, 0
+        if rest["resume_from_checkpoint"] is not None and epoch == rest["epochs_trained"]:
+            skipped = rest["steps_trained_in_current_epoch"]
+            first = skipped // self.args.gradient_accumulation_steps
+        return Merging(passes, first) if passes is not None else None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        if self._merging is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        batches = self._merging.take(inputs)
+        if not batches:
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, {HELD: batches}, num_items_in_batch)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        objective, packed = self.rounds.objective, self.rounds.packed
+        if HELD in inputs:
+            assert packed is not None
+            assert objective is not None
+            return self._packed_loss(packed, objective, model, inputs[HELD])
         batch = {name: value for name, value in inputs.items() if name != ROW_KEY}
-        objective = self.rounds.objective
         if ROW_KEY not in inputs or not (objective or self.rounds.notes_logps):
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         keys = inputs[ROW_KEY]
-        packed = self.rounds.packed
         if packed is not None and objective is not None and self.model.training:
-            return self._packed_loss(packed, objective, model, keys, batch)
+            return self._packed_loss(packed, objective, model, [inputs])
         prepared = objective.prepare(keys) if objective is not None else None
         # With an objective too: what the host logs about a batch it logs here.
         loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
@@ -275,16 +297,26 @@ class RoundTrainer(AxolotlDPOTrainer):
         return loss
 
     def _packed_loss(
-        self, packed: PackedForward, objective: Objective, model: Any, keys: list[str], batch: Any
+        self,
+        packed: PackedForward,
+        objective: Objective,
+        model: Any,
+        batches: Sequence[Mapping[str, Any]],
     ) -> torch.Tensor:
-        """The loss of a batch from a forward pass without padding, logged as the host does."""
-        prepared = objective.prepare(keys)
-        found = packed(model, batch)
-        if self.rounds.notes_logps:
-            self.rounds.note_logps(keys, found.pairs(found.logps.detach().double()).cpu())
-        log_step(self, batch, found)
-        policy = found.pairs(found.logps)
-        return self._objective_loss(objective, keys, prepared, policy, batch, None)
+        """The sum of the losses of micro-batches from one pass without padding, each logged."""
+        prepared = [objective.prepare(batch[ROW_KEY]) for batch in batches]
+        found = packed(model, joined(batches))
+        losses, first = [], 0
+        for batch, known in zip(batches, prepared, strict=True):
+            keys = batch[ROW_KEY]
+            part = found.part(first, first + len(keys)) if len(batches) > 1 else found
+            first += len(keys)
+            policy = part.pairs(part.logps)
+            if self.rounds.notes_logps:
+                self.rounds.note_logps(keys, part.pairs(part.logps.detach().double()).cpu())
+            log_step(self, batch, part)
+            losses.append(self._objective_loss(objective, keys, known, policy, batch, None))
+        return torch.stack(losses).sum()
 
     def _objective_loss(
         self,
