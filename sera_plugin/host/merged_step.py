@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sera_plugin.data.schedule import Batching
+
 HELD = "sera_held"
 """Key of the micro-batches that share a pass, in what the host's training step is given."""
 
@@ -27,6 +29,28 @@ class Merging:
         self._passes, self._update = passes, update
         self._seen = 0
         self._held: list[Mapping[str, Any]] = []
+
+    @classmethod
+    def of(
+        cls,
+        passes: Sequence[Sequence[int]] | None,
+        epoch: int,
+        asked: Mapping[str, Any],
+        batching: Batching,
+    ) -> Merging | None:
+        """What holds the micro-batches of an epoch back, or None if every one is a pass.
+
+        Args:
+            passes: of the epoch's round.
+            epoch: from 0.
+            asked: what the host calls ``_run_epoch`` with.
+            batching: how the host cuts a round.
+        """
+        if passes is None:
+            return None
+        resumed = asked["resume_from_checkpoint"] is not None and epoch == asked["epochs_trained"]
+        done = asked["steps_trained_in_current_epoch"] if resumed else 0
+        return cls(passes, done // batching.accumulation)
 
     def take(self, batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The micro-batches of the pass that ``batch`` ends, or none if it ends none."""
