@@ -44,7 +44,7 @@ from sera_plugin.scoring.packed import Packed
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.card import add_to_card
 from sera_plugin.training.checkpoints import StopOnSignal
-from sera_plugin.training.costs import estimate_text
+from sera_plugin.training.estimate import estimate_text
 from sera_plugin.training.merging import passes
 from sera_plugin.training.objective import base_of
 from sera_plugin.training.packing import in_updates, packed_steps
@@ -141,10 +141,7 @@ class ReviewedRounds:
         self._within = start.within
         start_or_check(run, resumed=start.resumed)
         if run.is_main:
-            refined = run.objective.tokens if run.objective is not None else 0
-            asked = run.contrast.asked_tokens() if run.contrast is not None else ()
-            said = estimate_text(run.config, run.pairs, schedule, host.models, refined, asked)
-            LOG.info("%s", said)
+            LOG.info("%s", estimate_text(run, schedule))
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
             self._packed = packed_steps(run)
