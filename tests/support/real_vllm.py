@@ -105,8 +105,9 @@ def axolotl_server(config: MakeConfig, model: Path, port: int) -> list[str]:
 
 
 def last_line(said: str) -> str:
-    """What a run said last, but for the progress bar, which is drawn once more at the end."""
-    return [line for line in said.splitlines() if line.strip() and "%|" not in line][-1]
+    """What a run said last; progress bars are left out, which may stand before it in its line."""
+    lines = (re.sub(r"\s*\d+%\|.*?(it/s|s/it|\?)\]", "", line) for line in said.splitlines())
+    return [line for line in lines if line.strip()][-1]
 
 
 def probes(said: str) -> list[float]:
