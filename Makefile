@@ -14,7 +14,7 @@ PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo demo-sera demo-plain smollm smollm-signals demo-smollm \
 	demo-smollm-sera demo-smollm-dpo smollm-task picture test test-fast test-crash \
-	test-package test-vllm coverage docs bench gpu-check evidence evidence-all evidence-quick \
+	test-package test-vllm test-ray coverage docs bench gpu-check evidence evidence-all evidence-quick \
 	format clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-crash  more points at which a run is killed and resumed"
 	@echo "make test-package  the wheel in an empty environment: the demo; needs the network"
 	@echo "make test-vllm   runs with a real vLLM for CPUs, in an environment of its own (1 GB)"
+	@echo "make test-ray    runs with two workers of Ray, in an environment of its own (0.3 GB)"
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
 	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
@@ -107,6 +108,18 @@ $(VLLM)/.installed: $(VLLM_FROM) | $(VENV)/.installed-dev
 
 test-vllm: $(VLLM)/.installed
 	$(RUN) $(abspath $(VLLM))/bin/python -m pytest -v --durations=0 tests/real_vllm
+
+# Ray has an environment of its own, too, for it brings packages that nothing else needs.
+RAY = $(VENV)-ray
+$(RAY)/.installed: | $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(RAY)/bin/python -m pip install --quiet 'ray[train]==2.50.0' \
+		&& touch $@ || echo "ray can't be installed here; its tests skip"
+
+test-ray: $(RAY)/.installed
+	$(RUN) $(abspath $(RAY))/bin/python -m pytest -v --durations=0 tests/real_ray
 
 # Every run starts the installed command line, which can then be measured: about half an hour.
 coverage: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""A training step in four ways, on the same pairs: processor time, gradients and memory.
+"""A training step in five ways, on the same pairs: processor time, gradients and memory.
 
 ``python -m benchmarks.steps PRESET TURNS ASSETS FILE`` writes what it found to FILE. An update has
 ``ACCUMULATION`` micro-batches; the ways take turns, and the host's garbage collection is left out.
@@ -26,6 +26,7 @@ from benchmarks.presets import PRESETS, Preset
 from sera_plugin.data.dealing import dealt_by_length
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching
+from sera_plugin.host.merged_step import HELD
 from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.scoring.packed import Packed
 from sera_plugin.training.objective import BASES, base_of
@@ -34,7 +35,8 @@ from sera_plugin.training.terms.term import Objective
 ACCUMULATION = 4
 VOCABULARY = 32_768
 """Of the model whose memory is measured."""
-WAYS = ("host", "sorted", "packed", "shared")
+WAYS = ("host", "sorted", "packed", "shared", "merged")
+"""The last is with shared prompts and all micro-batches of the update in one pass."""
 KINDS = ("linear layers", "attention", "logits", "rest")
 """Of work: products with weights, attention, all that has a row per token of the vocabulary."""
 
@@ -117,15 +119,16 @@ class Steps:
     def update(self, way: str, count: int = ACCUMULATION) -> tuple[float, torch.Tensor]:
         """Seconds of processor time of forward and backward passes, and the gradient."""
         packed = None
-        if way in ("packed", "shared"):
-            packed = Packed(0, way == "shared", 6 * self.preset.hidden)
+        if way in ("packed", "shared", "merged"):
+            packed = Packed(0, way != "packed", 6 * self.preset.hidden)
         objective = Objective(self.base, 0.1, ()) if packed else None
         rounds: Any = SimpleNamespace(objective=objective, notes_logps=False, packed=packed)
         self.trainer.rounds = rounds
         batches = self.batches(way)[:count]
+        passes = [{HELD: batches}] if way == "merged" else batches
         start = time.process_time()
-        for batch in batches:
-            (self.trainer.compute_loss(self.trainer.model, batch) / len(batches)).backward()
+        for one in passes:
+            (self.trainer.compute_loss(self.trainer.model, one) / len(batches)).backward()
         seconds = time.process_time() - start
         gradient = torch.cat([p.grad.flatten() for p in self.trainer.model.parameters()])
         self.trainer.model.zero_grad()

@@ -54,7 +54,7 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
                 LOG.warning("SeRA is off, so trainer_cls: %s has no effect.", TRAINER)
                 cfg["trainer_cls"] = None
             elif "sera" in cfg and cfg["sera"] is None:
-                LOG.warning("sera: null means off; write sera: true for all defaults.")
+                LOG.warning("sera: null means off; write sera: true for preset: contrast.")
             return
         check_config(cfg, config)
         _check_output(cfg.get("output_dir"))

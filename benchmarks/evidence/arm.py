@@ -157,7 +157,7 @@ GUARD = {
     "min_prompts": 16,
 }
 SHIPPED = sera_block(bootstrap={"ensemble": False, "guard": GUARD})
-"""``sera: true``, written out; a test compares it with the defaults."""
+"""``preset: default``, written out; a test compares it with the defaults."""
 BY_REFERENCE = {"sampler": "reference", "ensemble": False}
 
 ASKS_FOR_QUALITY = {

@@ -53,9 +53,9 @@ def _judged(name: str, note: str) -> Arm:
 
 
 def _fills(fill: str, note: str) -> Arm:
-    """``sera: true`` with the places of pairs that fell short filled as ``selection.fill`` says."""
+    """``preset: default``, places of pairs that fell short filled as ``selection.fill`` says."""
     shipped = {**SHIPPED, "selection": {**SHIPPED["selection"], "fill": fill}}
-    return Arm(shipped, note=f"`sera: true`, filled with {note}")
+    return Arm(shipped, note=f"`preset: default`, filled with {note}")
 
 
 ARMS: dict[str, Arm] = {
@@ -66,7 +66,7 @@ ARMS: dict[str, Arm] = {
     "select": Arm(SELECT, note="selection only"),
     "bootstrap": Arm(sera_block(keep=1.0), tuned_as="sera", note="bootstrapping only"),
     "full": Arm(FULL, tuned_as="sera", note="as published"),
-    "sera": Arm(SHIPPED, note="`sera: true`: selection, bootstrapping, guard"),
+    "sera": Arm(SHIPPED, note="`preset: default`: selection, bootstrapping, guard"),
     "reference": Arm(
         sera_block(bootstrap=BY_REFERENCE),
         tuned_as="sera",
@@ -75,18 +75,18 @@ ARMS: dict[str, Arm] = {
     "sera-reference": Arm(
         sera_block(bootstrap={**BY_REFERENCE, "guard": GUARD}),
         tuned_as="sera",
-        note="`sera: true`, but the reference writes the answers",
+        note="`preset: default`, but the reference writes the answers",
     ),
     "select-ipo": Arm(SELECT, loss="ipo", note="selection only"),
     "bootstrap-ipo": Arm(
         sera_block(keep=1.0), loss="ipo", tuned_as="sera-ipo", note="bootstrapping only"
     ),
     "full-ipo": Arm(FULL, loss="ipo", tuned_as="sera-ipo", note="as published"),
-    "sera-ipo": Arm(SHIPPED, loss="ipo", note="`sera: true`"),
+    "sera-ipo": Arm(SHIPPED, loss="ipo", note="`preset: default`"),
     "sera-tight": Arm(
         sera_block(bootstrap={"ensemble": False, "guard": {**GUARD, "max_spread": 3.0}}),
         tuned_as="sera",
-        note="`sera: true`, but the guard's max_spread is 3",
+        note="`preset: default`, but the guard's max_spread is 3",
     ),
     "select-no-ensemble": Arm(
         sera_block(fraction=0.0, ensemble=0.0), tuned_as="select", note="selection, γ = 0"

@@ -106,9 +106,9 @@ def _filling(summary: Summary) -> list[str]:
         "that fell short of bootstrapped pairs were filled with the next-best offline pairs, those "
         "with negative margins among them: they were made before there was `selection.fill`. "
         "All other runs are of rounds as they are composed now. Here it is `sera` so filled "
-        "against `sera: true` with each value of `selection.fill`; every arm has a learning rate "
-        "and β of its own. Difference of gold reward, of each seed the mean over the regimes, then "
-        "in each of them.\n\n" + table(head, rows)
+        "against `preset: default` with each value of `selection.fill`; every arm has a learning "
+        "rate and β of its own. Difference of gold reward, of each seed the mean over the regimes, "
+        "then in each of them.\n\n" + table(head, rows)
     ]
 
 

@@ -32,10 +32,10 @@ def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
 
 
 def _fresh(note: str, **bootstrap: Any) -> Arm:
-    """``sera: true`` with other keys of ``sera.bootstrap``."""
+    """``preset: default`` with other keys of ``sera.bootstrap``."""
     guarded = {"ensemble": False, "guard": GUARD}
     block = sera_block(bootstrap=guarded | bootstrap)
-    return Arm(block, tuned_as="sera", note=f"`sera: true`, {note}", fresh=True)
+    return Arm(block, tuned_as="sera", note=f"`preset: default`, {note}", fresh=True)
 
 
 EIGHT = {"num_candidates": 8}
@@ -64,7 +64,7 @@ ARMS: dict[str, Arm] = {
     "select-new": Arm(
         sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
     ),
-    "sera-new": Arm(SHIPPED, tuned_as="sera", note="`sera: true`", fresh=True),
+    "sera-new": Arm(SHIPPED, tuned_as="sera", note="`preset: default`", fresh=True),
     "contrast": _contrast(
         "auto",
         "`preset: contrast`: weights by the contrast from the first round on, gate",

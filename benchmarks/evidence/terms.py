@@ -31,7 +31,7 @@ def reviewed(name: str, **settings: Any) -> Arm:
 def _explore(alpha: float) -> Arm:
     return Arm(
         {**SHIPPED, "loss": [{"explore": {"alpha": alpha}}]},
-        note=f"`sera: true` with explore: alpha {alpha:g}",
+        note=f"`preset: default` with explore: alpha {alpha:g}",
     )
 
 
@@ -69,7 +69,7 @@ NOTES = {
     "uncertainty": "less is asked of pairs whose margins differ between reviews, λ tuned",
     "posterior": "weights or soft labels from the policy's own margins",
     "re-po": "RE-PO: labels doubted at every step, η at the start tuned",
-    "explore": "`sera: true` with SELM's optimism, α tuned",
+    "explore": "`preset: default` with SELM's optimism, α tuned",
 }
 LAMBDAS_FIRST = ("0.3", "0.1", "0.5", "1")
 TERMS = tuple(NOTES)

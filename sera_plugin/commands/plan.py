@@ -18,10 +18,12 @@ from sera_plugin.training.costs import (
     ModelSize,
     forwards_per_rank,
     judged_tokens,
+    measures,
     memory_per_rank,
     round_tokens,
     sampling_batches_per_rank,
     scores_pairs,
+    scoring_models,
 )
 
 
@@ -161,7 +163,7 @@ def plan_round(
     processes: int,
     speed: Speed,
     rates: tuple[float, float] | None,
-    first_review: bool,
+    models: int,
 ) -> RoundPlan:
     """What one round costs.
 
@@ -174,7 +176,7 @@ def plan_round(
         processes: GPUs.
         speed: tokens per second.
         rates: learning rate at both ends.
-        first_review: whether no earlier policy can score sampled completions yet.
+        models: models that score a sampled completion.
     """
     bootstrap = config.bootstrap
     prompts = share_of(bootstrap.prompts, lengths.pairs) if size.bootstrapped else 0
@@ -189,7 +191,7 @@ def plan_round(
         trained_pairs=size.total,
         sampled_prompts=prompts,
         candidates=bootstrap.num_candidates,
-        models=3 if bootstrap.ensemble and not first_review else 2,
+        models=models,
     )
     evaluation = lengths.evaluation if size.number > 1 else 0
     judged = judged_tokens(bootstrap, prompts, lengths.asked, answer)
@@ -272,7 +274,11 @@ def assemble(
                 processes=processes,
                 speed=speed,
                 rates=(rates[done], rates[last - 1]) if rates else None,
-                first_review=size.number == first,
+                models=scoring_models(
+                    config,
+                    measured=measures(config, model.weight_bytes),
+                    first_review=size.number == first,
+                ),
             )
         )
         done = last

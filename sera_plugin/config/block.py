@@ -200,6 +200,6 @@ class SeraArgs(BaseModel):
 
     sera: SeraConfig | bool | None = Field(
         default=None,
-        description="SeRA: review and renew the preference data between rounds. `true` means all "
-        "defaults, `false` or no block means off.",
+        description="SeRA: review and renew the preference data between rounds. `true` is "
+        "short for `preset: contrast`, `false` or no block means off.",
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sera_plugin.config.block import SeraConfig
 from sera_plugin.config.fields import shown
+from sera_plugin.config.presets import IN_SHORT
 from sera_plugin.runtime.errors import SeraConfigError
 
 
@@ -25,7 +26,7 @@ def parse_block(raw: Any) -> SeraConfig | None:
     if raw is None or raw is False:
         return None
     if raw is True:
-        return SeraConfig()
+        raw = dict(IN_SHORT)
     if not isinstance(raw, dict):
         raise SeraConfigError(
             f"sera: {shown(raw)} is not allowed; write a block of keys, true or false."

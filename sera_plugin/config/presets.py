@@ -37,6 +37,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+IN_SHORT: Mapping[str, Any] = {"preset": "contrast"}
+"""What `sera: true` is short for."""
+
+
 def with_preset(block: Any) -> Any:
     """The block with its preset's values where it has none of its own."""
     if not isinstance(block, Mapping):

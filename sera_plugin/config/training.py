@@ -34,7 +34,12 @@ class TrainingConfig(Block):
         "packing is on and the model takes a mask of its own, which the same check finds out; "
         "`true` ends the run where it doesn't.",
     )
-
+    merged: Auto = Field(
+        default="auto",
+        description="Packed steps compute several micro-batches of an update in one pass. `auto`: "
+        "as many as need, by estimate, at most half of the memory that the longest pairs take "
+        "the host's way; `true`: all of an update.",
+    )
     shared_scoring: Auto = Field(
         default="auto",
         description="Scoring passes of policy and reference read a prompt once for all its "
@@ -42,7 +47,6 @@ class TrainingConfig(Block):
         "and values of the prompt, which a check before the first pass finds out; `true` ends the "
         "run where they can't.",
     )
-
     sampled_logps: Auto = Field(
         default="auto",
         description="Log-probs of sampled answers under the model that wrote them are those found "
@@ -51,12 +55,13 @@ class TrainingConfig(Block):
     )
 
     @model_validator(mode="after")
-    def _shared_in_packed_rows(self) -> TrainingConfig:
-        if self.shared_prompts is True and self.packing is False:
-            raise SeraConfigError(
-                "sera.training.shared_prompts: true needs packed steps, which "
-                "sera.training.packing: false switches off; change one of them."
-            )
+    def _of_packed_steps(self) -> TrainingConfig:
+        for key in ("shared_prompts", "merged"):
+            if getattr(self, key) is True and self.packing is False:
+                raise SeraConfigError(
+                    f"sera.training.{key}: true needs packed steps, which "
+                    "sera.training.packing: false switches off; change one of them."
+                )
         return self
 
 

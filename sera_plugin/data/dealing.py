@@ -1,8 +1,8 @@
-"""The order of a round's rows within its updates, by length. Pure."""
+"""The order of a round's rows within its updates, and their passes, by length. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow
@@ -34,6 +34,36 @@ def dealt_by_length(lengths: Sequence[int], batching: Batching) -> list[int]:
     return order
 
 
+def passes_of(
+    tokens: Sequence[int], batching: Batching, most: float
+) -> tuple[tuple[int, ...], ...]:
+    """After which micro-batches of an update a pass ends, for each update of a round, from 1.
+
+    Consecutive micro-batches share a pass of at most ``most`` tokens; one that has more is alone.
+    Every rank makes the passes of the rank that has the most tokens.
+
+    Args:
+        tokens: of each row, in the order of the round.
+        batching: how the host cuts it.
+        most: tokens of a pass.
+    """
+    size, ranks = batching.per_device, batching.ranks
+    of_batches = [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+    steps = [max(of_batches[start : start + ranks]) for start in range(0, len(of_batches), ranks)]
+    steps = steps[: batching.batches(len(tokens))]
+    found = []
+    for start in range(0, len(steps), batching.accumulation):
+        ends, held = [], 0
+        update = steps[start : start + batching.accumulation]
+        for number, count in enumerate(update):
+            if held and held + count > most:
+                ends.append(number)
+                held = 0
+            held += count
+        found.append((*ends, len(update)))
+    return tuple(found)
+
+
 def row_lengths(rows: Sequence[RoundRow], pairs: OfflinePairs, max_length: int | None) -> list[int]:
     """Tokens of each row's longer sequence, prompt and answer, as the loss sees it.
 
@@ -42,12 +72,34 @@ def row_lengths(rows: Sequence[RoundRow], pairs: OfflinePairs, max_length: int |
         pairs: D.
         max_length: most tokens of a sequence that the loss sees; None for no bound.
     """
-    found = []
+    return [
+        max(_cut(prompt + answer, max_length) for answer in answers)
+        for prompt, answers in _sizes(rows, pairs)
+    ]
+
+
+def row_tokens(
+    rows: Sequence[RoundRow], pairs: OfflinePairs, max_length: int | None, *, shared: bool
+) -> list[int]:
+    """Tokens of both sequences of each row; with ``shared`` its prompt counts once.
+
+    The other arguments are those of ``row_lengths``.
+    """
+    return [
+        sum(_cut(prompt + answer, max_length) for answer in answers) - shared * prompt
+        for prompt, answers in _sizes(rows, pairs)
+    ]
+
+
+def _sizes(rows: Sequence[RoundRow], pairs: OfflinePairs) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Tokens of the prompt and of both answers of each row."""
     for row in rows:
         at = pairs.position[row.example_id]
         answers = (int(pairs.chosen_tokens[at]), int(pairs.rejected_tokens[at]))
         if row.chosen_ids is not None and row.rejected_ids is not None:
             answers = (len(row.chosen_ids), len(row.rejected_ids))
-        length = int(pairs.prompt_tokens[at]) + max(answers)
-        found.append(length if max_length is None else min(length, max_length))
-    return found
+        yield int(pairs.prompt_tokens[at]), answers
+
+
+def _cut(length: int, most: int | None) -> int:
+    return length if most is None else min(length, most)

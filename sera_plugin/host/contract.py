@@ -81,6 +81,8 @@ TOUCHES = (
           "a process that goes on after a failed run keeps what the run left"),
     Touch(f"{_TRAINER}_finalize_training", "close the run after its last round",
           "nothing is published and the garbage collector stays frozen"),
+    Touch(f"{_TRAINER}training_step", "compute micro-batches of an update in one pass",
+          "every micro-batch is a pass of its own, or an update's gradient is another one"),
     Touch(f"{_TRAINER}_get_dataloader", "make a round's loader as the host makes its own",
           "rounds have no loader, or one that the ranks cut differently"),
     Touch(f"{_TRAINER}_get_train_sampler", "keep a round's pairs in the order of the review",

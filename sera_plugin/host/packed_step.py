@@ -43,6 +43,17 @@ class AnswerTokens:
         """The same of chosen and rejected answers, shape (pairs, 2)."""
         return torch.stack(self.sums(values).chunk(2), dim=1)
 
+    def part(self, first: int, last: int) -> AnswerTokens:
+        """The same of the pairs from ``first`` on and before ``last`` alone."""
+        pairs = self.answers // 2
+        pair, rejected = self.owners % pairs, self.owners >= pairs
+        mine = (pair >= first) & (pair < last)
+        owners = pair - first + (last - first) * rejected
+        return AnswerTokens(
+            self.logps[mine], owners[mine], 2 * (last - first), self.entropy[mine],
+            self.logits[mine], self.hits[mine],
+        )  # fmt: skip
+
 
 class PackedForward(Protocol):
     """Computes a micro-batch without padding."""

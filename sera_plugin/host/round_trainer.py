@@ -19,22 +19,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching, Schedule
 from sera_plugin.host.facts import HostRun, Models, Optimization
+from sera_plugin.host.merged_step import HELD, Merging
 from sera_plugin.host.models import (
     KeyedCollator,
-    answer_sums,
     kept_types,
     logps_of_batch,
     plugin_config,
 )
+from sera_plugin.host.objective_step import packed_loss, padded_loss
 from sera_plugin.host.packed_step import (
-    PackedForward,
     beyond_pairs,
-    log_step,
     mixes_pairs,
-    reference_of,
-    token_counts,
 )
-from sera_plugin.host.rounds import Objective, Rounds, Start
+from sera_plugin.host.rounds import Rounds, Start
 from sera_plugin.runtime.errors import SeraConfigError
 
 
@@ -53,6 +50,7 @@ class RoundTrainer(AxolotlDPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Any = KeyedCollator(self.data_collator)
+        self._merging: Merging | None = None
 
     def name_method(self, name: str, tags: Sequence[str], paper: Mapping[str, str]) -> None:
         """Say in the model's tags and card what it is trained with; call it before the constructor.
@@ -229,6 +227,7 @@ class RoundTrainer(AxolotlDPOTrainer):
                 "accelerator_config changes how batches are cut in a way SeRA doesn't know."
             )
         self.callback_handler.train_dataloader = loader
+        self._merging = Merging.of(self.rounds.passes, epoch, rest, self.batching)
         rest |= {
             "steps_in_epoch": planned,
             "num_update_steps_per_epoch": self.schedule.updates[epoch],
@@ -240,66 +239,34 @@ class RoundTrainer(AxolotlDPOTrainer):
                 self.accelerator._dataloaders.remove(loader)
         self.rounds.close_round(number)
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        if self._merging is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        batches = self._merging.take(inputs)
+        if not batches:
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, {HELD: batches}, num_items_in_batch)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        objective, packed = self.rounds.objective, self.rounds.packed
+        if HELD in inputs:
+            return packed_loss(self, self.rounds, model, inputs[HELD])
         batch = {name: value for name, value in inputs.items() if name != ROW_KEY}
-        objective = self.rounds.objective
         if ROW_KEY not in inputs or not (objective or self.rounds.notes_logps):
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         keys = inputs[ROW_KEY]
-        packed = self.rounds.packed
         if packed is not None and objective is not None and self.model.training:
-            return self._packed_loss(packed, objective, model, keys, batch)
+            return packed_loss(self, self.rounds, model, [inputs])
         prepared = objective.prepare(keys) if objective is not None else None
         # With an objective too: what the host logs about a batch it logs here.
         loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
         if self.rounds.notes_logps:
             self.rounds.note_logps(keys, logps_of_batch(outputs.logits, batch))
         if objective is not None:
-            loss = self._loss_by(objective, keys, prepared, outputs, batch)
+            loss = padded_loss(self, objective, keys, prepared, outputs, batch)
         return (loss, outputs) if return_outputs else loss
-
-    def _loss_by(
-        self, objective: Objective, keys: list[str], prepared: Any, outputs: Any, batch: Any
-    ) -> torch.Tensor:
-        """The loss of a batch by an objective, from the logits that the host's loss was made of."""
-        tokens, is_answer = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
-        # In the type that TRL's loss sums in.
-        logits = outputs.logits
-        logps = answer_sums(logits[:, :-1], tokens, is_answer, dtype=logits.dtype)
-        policy = torch.stack(logps.chunk(2), dim=1)
-        loss = self._objective_loss(objective, keys, prepared, policy, batch, logits)
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        return loss
-
-    def _packed_loss(
-        self, packed: PackedForward, objective: Objective, model: Any, keys: list[str], batch: Any
-    ) -> torch.Tensor:
-        """The loss of a batch from a forward pass without padding, logged as the host does."""
-        prepared = objective.prepare(keys)
-        found = packed(model, batch)
-        if self.rounds.notes_logps:
-            self.rounds.note_logps(keys, found.pairs(found.logps.detach().double()).cpu())
-        log_step(self, batch, found)
-        policy = found.pairs(found.logps)
-        return self._objective_loss(objective, keys, prepared, policy, batch, None)
-
-    def _objective_loss(
-        self,
-        objective: Objective,
-        keys: list[str],
-        prepared: Any,
-        policy: torch.Tensor,
-        batch: Any,
-        logits: torch.Tensor | None,
-    ) -> torch.Tensor:
-        reference, tokens = reference_of(batch), token_counts(batch)
-        loss, noted = objective.loss(keys, prepared, policy, reference, tokens, logits)
-        for name, values in noted.items():
-            self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
-        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)

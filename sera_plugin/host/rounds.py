@@ -52,6 +52,9 @@ class Rounds(Protocol):
         notes_logps: whether ``note_logps`` is called.
         packed: computes training steps without padding, or None for the host's way. It needs an
             objective.
+        passes: after which micro-batches a pass ends, from 1, for each update of the round at
+            hand, the same on all ranks; None if every micro-batch is a pass. They are of packed
+            steps.
     """
 
     @property
@@ -62,6 +65,9 @@ class Rounds(Protocol):
 
     @property
     def packed(self) -> PackedForward | None: ...
+
+    @property
+    def passes(self) -> Sequence[Sequence[int]] | None: ...
 
     def plan(self, batching: Batching) -> Schedule:
         """The whole run's schedule."""

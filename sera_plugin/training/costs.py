@@ -7,15 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from sera_plugin.config import SeraConfig
 from sera_plugin.config.bootstrap import BootstrapConfig
-from sera_plugin.data.pairs import OfflinePairs
-from sera_plugin.data.schedule import Schedule, share_of
-from sera_plugin.host.facts import Models
-from sera_plugin.runtime.memory import GIB
 
 
 @dataclass(frozen=True)
@@ -137,8 +132,7 @@ def round_tokens(
         trained_pairs: pairs that the round trains on.
         sampled_prompts: prompts that are sampled.
         candidates: answers per prompt.
-        models: models that score a sampled completion: policy and reference, and with
-            ``bootstrap.ensemble`` the previous policy from the second review on.
+        models: models that score a sampled completion, as ``scoring_models`` has them.
     """
     answers = sampled_prompts * candidates
     sampled_tokens = answers * (prompt_tokens + answer_tokens)
@@ -153,6 +147,31 @@ def round_tokens(
 def scores_pairs(config: SeraConfig, number: int) -> bool:
     """Whether the review before a round scores D, or takes what is known already."""
     return config.selection.source == "rescore" and number > 1
+
+
+def scoring_models(config: SeraConfig, *, measured: bool, first_review: bool) -> int:
+    """How many models score a sampled completion.
+
+    Policy and reference, of which the one that wrote it may be known from sampling, and with
+    ``bootstrap.ensemble`` the previous policy from the second review on.
+
+    Args:
+        config: the ``sera:`` block.
+        measured: whether log-probs are found while sampling.
+        first_review: whether there is no earlier policy yet.
+    """
+    return 2 - measured + (config.bootstrap.ensemble and not first_review)
+
+
+def measures(config: SeraConfig, weight_bytes: float) -> bool:
+    """Whether log-probs will be found while sampling, as far as can be told before a run.
+
+    Args:
+        config: the ``sera:`` block.
+        weight_bytes: bytes per weight as loaded; in half precision they are not used.
+    """
+    wanted = config.training.sampled_logps is not False
+    return wanted and config.bootstrap.engine == "transformers" and weight_bytes >= 4
 
 
 def judged_tokens(
@@ -208,71 +227,4 @@ def model_size(model: torch.nn.Module, *, separate_reference: bool, deepspeed: b
         weight_bytes=weight_bytes,
         optimizer_bytes=master,
         separate_reference=separate_reference,
-    )
-
-
-def estimate_text(
-    config: SeraConfig,
-    pairs: OfflinePairs,
-    schedule: Schedule,
-    models: Models,
-    refined_tokens: int,
-    asked: Sequence[float] = (),
-) -> str:
-    """Tokens of a reviewed round and memory per rank, in a few lines.
-
-    Args:
-        config: the ``sera:`` block.
-        pairs: D.
-        schedule: the run's rounds.
-        models: policy and reference.
-        refined_tokens: tokens that Δ of every pair of D takes; 0 without refinement.
-        asked: mean tokens of a prompt with a prompt of the contrast in it, one per pass.
-    """
-    bootstrap = config.bootstrap
-    answers = (pairs.chosen_tokens + pairs.rejected_tokens) / 2
-    prompt, answer = float(np.mean(pairs.prompt_tokens)), float(np.mean(answers))
-    last = schedule.rounds[-1]
-    size = next((size for size in schedule.rounds if size.reviewed), last)
-    sampled = share_of(bootstrap.prompts, len(pairs)) if size.bootstrapped else 0
-    cost = round_tokens(
-        len(pairs) if scores_pairs(config, last.number) else 0,
-        2 * (prompt + answer),
-        prompt,
-        min(answer, bootstrap.max_new_tokens),
-        trained_pairs=size.total,
-        sampled_prompts=sampled,
-        candidates=bootstrap.num_candidates,
-    )
-    stage, ranks = 3 if models.fsdp else models.zero_stage, models.accelerator.num_processes
-    separate = models.reference is not None
-    policy = models.unwrapped(models.policy)
-    sizes = model_size(policy, separate_reference=separate, deepspeed=models.deepspeed)
-    memory = memory_per_rank(sizes, stage, ranks)
-    scored = cost.scored
-    if bootstrap.judge == "contrast":
-        scored += judged_tokens(bootstrap, sampled, asked, min(answer, bootstrap.max_new_tokens))
-    reviewed = (
-        f"Estimate for each reviewed round: {scored:,} tokens scored, {cost.sampled:,} "
-        f"sampled in answers as long as the offline ones, {cost.trained:,} trained.\n"
-    )
-    refined = ""
-    if asked and config.selection.asked:
-        more = round(sum(2 * len(pairs) * (tokens + answer) for tokens in asked))
-        refined = (
-            f"Estimate of what the contrast of the pairs takes before round 1: {more:,} tokens "
-            "scored.\n"
-        )
-    if refined_tokens:
-        more = int(refined_tokens * size.total / len(pairs))
-        refined += (
-            f"Estimate of what Δ takes in a round of {size.total:,} pairs: {more:,} tokens scored "
-            "with the quality prompt.\n"
-        )
-    return (
-        f"{reviewed if size.reviewed else ''}{refined}"
-        f"Estimate per rank at ZeRO stage {stage} on {ranks} ranks, without activations: policy "
-        f"{memory.policy / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, optimizer "
-        f"{memory.optimizer / GIB:.2f}, reference {memory.reference / GIB:.2f} GiB, and "
-        f"{memory.gathered_for_sampling / GIB:.2f} GiB more if sampling gathers the weights."
     )

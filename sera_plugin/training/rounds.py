@@ -44,7 +44,8 @@ from sera_plugin.scoring.packed import Packed
 from sera_plugin.scoring.recording import Recorded, Recorder
 from sera_plugin.training.card import add_to_card
 from sera_plugin.training.checkpoints import StopOnSignal
-from sera_plugin.training.costs import estimate_text
+from sera_plugin.training.estimate import estimate_text
+from sera_plugin.training.merging import passes
 from sera_plugin.training.objective import base_of
 from sera_plugin.training.packing import in_updates, packed_steps
 from sera_plugin.training.publish import publish
@@ -85,6 +86,7 @@ class ReviewedRounds:
         self._opened: Run | None = None
         self._recorder: Recorder | None = None
         self._packed: Packed | None = None
+        self._passes: Sequence[Sequence[int]] | None = None
         self._found = Found()
         self._within: int | None = None
         self._started, self._tokens_before = 0.0, 0.0
@@ -108,6 +110,10 @@ class ReviewedRounds:
     @property
     def packed(self) -> Packed | None:
         return self._packed
+
+    @property
+    def passes(self) -> Sequence[Sequence[int]] | None:
+        return self._passes
 
     @property
     def notes_logps(self) -> bool:
@@ -135,10 +141,7 @@ class ReviewedRounds:
         self._within = start.within
         start_or_check(run, resumed=start.resumed)
         if run.is_main:
-            refined = run.objective.tokens if run.objective is not None else 0
-            asked = run.contrast.asked_tokens() if run.contrast is not None else ()
-            said = estimate_text(run.config, run.pairs, schedule, host.models, refined, asked)
-            LOG.info("%s", said)
+            LOG.info("%s", estimate_text(run, schedule))
         rounds_left = start.epochs_done < schedule.last_round
         if rounds_left:
             self._packed = packed_steps(run)
@@ -196,6 +199,7 @@ class ReviewedRounds:
             rows = stored.rows
         else:
             rows = self._review(number)
+        self._passes = passes(run, self._packed, number, rows)
         if self._recorder is not None:
             self._recorder.begin(number, rows)
         assert self._found.reference is not None

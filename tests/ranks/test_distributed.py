@@ -37,6 +37,7 @@ def _sera(**bootstrap: Any) -> dict[str, Any]:
     return {
         "selection": {"keep": KEPT},
         "bootstrap": settings | {"sampler": "mixed"} | bootstrap,
+        "training": {"merged": True},
     }
 
 
@@ -132,12 +133,13 @@ def test_two_ranks_find_what_one_process_finds(
     run, said = runs.ranks(**runs.backend(backend), **adapter, real=real)
     check(run, runs.single(adapter))
     assert "read a prompt once for both answers" in said
+    assert "Round 1: 15 micro-batches in 8 packed passes" in said
     assert said.count("axolotl sera report") == 1
     assert "'sera/" not in said
 
 
 def test_fsdp2(runs: Runs) -> None:
-    run, _ = runs.ranks(**FSDP2, sera={**_sera(), "training": {"packing": True}})
+    run, _ = runs.ranks(**FSDP2, sera={**_sera(), "training": {"packing": True, "merged": True}})
     check(run, runs.single({}))
     assert json.loads((run / "sera/run.json").read_text())["distributed"] == "FSDP"
 

@@ -21,7 +21,7 @@ from command_line import TRAIN_PAIRS, MakeConfig, RunCli, dataset_entry, output_
 from datasets import Dataset
 from ranks import RANKS, TORCHRUN
 
-from sera_plugin.config import SeraConfig
+from sera_plugin.config import SeraConfig, parse_block
 from sera_plugin.host import checks as host_checks
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.runtime.files import check_writable
@@ -119,15 +119,25 @@ def test_a_config_without_faults_gets_as_far_as_the_model(start: Start):
         start()
 
 
-@pytest.mark.parametrize("block", [True, {}, {"bootstrap": None}, {"selection": {"keep": None}}])
-def test_a_block_without_values_means_all_defaults(
-    host: None, config: MakeConfig, weightless: Path, block: Any
+@pytest.mark.parametrize(
+    ("block", "preset"),
+    [
+        (True, "contrast"),
+        ({}, "default"),
+        ({"bootstrap": None}, "default"),
+        ({"selection": {"keep": None}}, "default"),
+    ],
+)
+def test_a_block_without_values_means_a_preset(
+    host: None, config: MakeConfig, weightless: Path, block: Any, preset: str
 ):
     from axolotl.cli.config import load_cfg
 
     cfg = load_cfg(str(config(base_model=str(weightless), sera=block)))
     assert cfg.trainer_cls == host_checks.TRAINER
-    assert cfg.sera.to_dict() == SeraConfig().model_dump(exclude_none=True)
+    expected = parse_block({"preset": preset})
+    assert expected is not None
+    assert cfg.sera.to_dict() == expected.model_dump(exclude_none=True)
 
 
 @pytest.mark.parametrize("changes", [{"sera": None}, {"sera": False}, {"drop": ("sera",)}])

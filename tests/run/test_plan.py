@@ -43,6 +43,7 @@ def planned(
     refined: int = 0,
     contrast: int = 0,
     asked: tuple[float, ...] = (),
+    weight_bytes: float = 2,
     **block: object,
 ) -> RunPlan:
     block = {"warmup_rounds": warmup_rounds, "bootstrap": {"max_new_tokens": 50}, **block}
@@ -61,7 +62,7 @@ def planned(
         schedule,
         replace(LENGTHS, refined=refined, contrast=contrast, asked=asked),
         config,
-        ModelSize(parameters=1000, trainable=1000),
+        ModelSize(parameters=1000, trainable=1000, weight_bytes=weight_bytes),
         token_budget=400,
         processes=2,
         stage=3,
@@ -83,6 +84,15 @@ def test_rounds_and_tokens() -> None:
     assert second.forwards == 27  # 21,000 tokens, 400 in a batch, two ranks
     assert (second.rates, third.rates) == ((10.0, 19.0), (20.0, 29.0))
     assert found.seconds is None
+
+
+def test_what_is_known_from_sampling_is_not_scored_again() -> None:
+    """In float32, where sampling and scoring agree: one model scores each of 240 answers."""
+    assert planned(weight_bytes=4.0).rounds[1].scored == 6000 + 600 + 240 * 30
+    for keys in ({"training": {"sampled_logps": False}}, {"bootstrap": {"engine": "vllm"}}):
+        bootstrap = {"max_new_tokens": 50, **keys.get("bootstrap", {})}
+        found = planned(weight_bytes=4.0, **{**keys, "bootstrap": bootstrap})
+        assert found.rounds[1].scored == 6000 + 600 + 2 * 240 * 30
 
 
 def test_time_needs_every_speed_that_matters() -> None:

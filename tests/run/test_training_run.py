@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def test_everything_on_finds_what_everything_off_finds(config: MakeConfig, run_c
     assert "computed without padding and read a prompt once for both answers" in said
     assert "Scoring reads a prompt once for all its answers" in said
     assert "are those found while sampling" in said
+    merged = re.search(r"Round 2: (\d+) micro-batches in (\d+) packed passes", said)
+    assert merged is not None
+    assert int(merged[1]) == 2 * int(merged[2])
     off, on = runs
     for number in (2, 3):
         was, now = (

@@ -42,7 +42,8 @@ def assert_one_sentence(text):
 def test_no_block_means_off_and_true_means_defaults():
     assert parse_block(None) is None
     assert parse_block(False) is None
-    assert parse_block(True) == parse_block({}) == SeraConfig()
+    assert parse_block({}) == SeraConfig()
+    assert parse_block(True) == parse_block({"preset": "contrast"}) != SeraConfig()
 
 
 def test_defaults():

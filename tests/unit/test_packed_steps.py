@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +31,11 @@ from transformers import (
 )
 
 from sera_plugin.config import parse_block
-from sera_plugin.data.dealing import dealt_by_length
+from sera_plugin.data.dealing import dealt_by_length, passes_of
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import ROW_KEY
 from sera_plugin.data.schedule import Batching
+from sera_plugin.host.merged_step import Merging
 from sera_plugin.host.round_trainer import RoundTrainer
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.scoring import packed as packed_module
@@ -43,6 +47,9 @@ from sera_plugin.training.packing import packed_steps
 from sera_plugin.training.sharing import tried_pairs, with_shared_prompts
 from sera_plugin.training.terms.term import Objective
 
+BATCHINGS = st.builds(
+    Batching, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.booleans()
+)
 PAIRS, BETA, SMOOTHING, CPU = 6, 0.5, 0.2, torch.device("cpu")
 
 
@@ -77,7 +84,7 @@ def trainer_of(llama: Path, folder: Path, loss: str, kind: str) -> RoundTrainer:
     return made
 
 
-def batch_of(trainer: RoundTrainer) -> dict[str, Any]:
+def rows_of(trainer: RoundTrainer) -> list[dict[str, Any]]:
     """Pairs with invented reference log-probs near the policy's, and one row that is cut."""
     rows = [dict(row) for row in trainer.train_dataset]
     rows[0]["chosen_ids"] = (rows[0]["chosen_ids"] * 9)[:40]
@@ -86,7 +93,7 @@ def batch_of(trainer: RoundTrainer) -> dict[str, Any]:
         for side in ("chosen", "rejected"):
             row[f"ref_{side}_logps"] = -5.0 * len(row[f"{side}_ids"]) + draw.normal(scale=2.0)
         row[ROW_KEY] = str(number)
-    return trainer.data_collator(rows)
+    return rows
 
 
 def step(trainer: RoundTrainer, packed: Packed | None) -> tuple[float, torch.Tensor, dict]:
@@ -97,7 +104,7 @@ def step(trainer: RoundTrainer, packed: Packed | None) -> tuple[float, torch.Ten
     )
     trainer.model.zero_grad()
     trainer._total_train_tokens = 0
-    loss = trainer.compute_loss(trainer.model, batch_of(trainer))
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(trainer)))
     loss.backward()
     gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
     logged = {name: sum(v) / len(v) for name, v in trainer._metrics["train"].items()}
@@ -122,6 +129,71 @@ def test_a_step_is_that_of_the_host(
             assert found == pytest.approx(expected, rel=1e-5)
             assert float((own - gradient).norm() / gradient.norm()) <= 1e-5
             assert logged == pytest.approx(log, rel=1e-4, abs=1e-6)
+
+
+# --- several micro-batches in a pass ------------------------------------------------------------
+
+
+def merged_step(trainer: RoundTrainer, packed: Packed, cuts: list[int], ends: list[int]) -> Any:
+    """Loss, gradient and log of an update of micro-batches that end at ``cuts``, in passes.
+
+    The host's training step is called as its loop calls it.
+    """
+    base = base_of(trainer.loss_types[0], trainer.label_smoothing)
+    objective = Objective(base, BETA, ())
+    trainer.rounds = SimpleNamespace(objective=objective, notes_logps=False, packed=packed)
+    trainer.current_gradient_accumulation_steps = len(cuts)
+    trainer._merging = Merging([ends, ends], 1)
+    trainer.model.zero_grad()
+    trainer._total_train_tokens, loss = 0, 0.0
+    rows = rows_of(trainer)
+    for first, last in pairwise([0, *cuts]):
+        batch = trainer.data_collator(rows[first:last])
+        loss += trainer.training_step(trainer.model, batch).item()
+    gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    logged = dict(trainer._metrics["train"])
+    trainer._metrics["train"] = defaultdict(list)
+    return loss, torch.cat(gradients), logged
+
+
+@pytest.mark.parametrize("loss", BASES)
+def test_merged_micro_batches_make_the_update_of_single_ones(
+    loss: str, llama: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(llama, tmp_path, loss, "full")
+    cuts = [2, 4, 5, 6]
+    expected, gradient, log = merged_step(trainer, Packed(0, True, 192), cuts, [1, 2, 3, 4])
+    assert all(len(values) == len(cuts) for name, values in log.items() if name != "num_tokens")
+    for shared, ends in ((True, [4]), (False, [1, 3, 4]), (True, [3, 4])):
+        found, own, logged = merged_step(trainer, Packed(0, shared, 192), cuts, ends)
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert float((own - gradient).norm() / gradient.norm()) <= 1e-5
+        assert logged.keys() == log.keys()
+        for name, values in log.items():
+            assert logged[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
+def test_a_pass_ends_before_it_has_too_many_tokens() -> None:
+    batching = Batching(per_device=2, accumulation=3, ranks=1)
+    tokens = [4, 4, 1, 1, 2, 2, 30, 3, 1, 1, 1]
+    assert passes_of(tokens, batching, 12) == ((2, 3), (1, 3))
+    assert passes_of(tokens, batching, 2) == ((1, 2, 3), (1, 2, 3))
+    assert passes_of(tokens, batching, math.inf) == ((3,), (3,))
+    # Two ranks make the passes of the one with more tokens: 8 and 33.
+    both = Batching(per_device=2, accumulation=2, ranks=2)
+    assert passes_of(tokens, both, 41) == ((2,), (1,))
+    assert passes_of(tokens, both, 40) == ((1, 2), (1,))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), BATCHINGS, st.integers(1, 400))
+def test_passes_end_with_the_hosts_updates(
+    tokens: list[int], batching: Batching, most: int
+) -> None:
+    ends = [update[-1] for update in passes_of(tokens, batching, most)]
+    assert sum(ends) == batching.batches(len(tokens))
+    assert len(ends) == batching.updates(len(tokens))
+    assert all(end == batching.accumulation for end in ends[:-1])
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -169,10 +241,6 @@ def test_every_group_is_in_one_row(sizes: list[int], linear: int) -> None:
 
 
 # --- the order within an update -----------------------------------------------------------------
-
-BATCHINGS = st.builds(
-    Batching, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.booleans()
-)
 
 
 def host_updates(order: list[int], batching: Batching) -> list[list[list[int]]]:

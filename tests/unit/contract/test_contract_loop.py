@@ -161,6 +161,26 @@ def test_run_epoch_reads_its_own_arguments_and_skips_what_was_trained():
     )
 
 
+def test_a_loss_of_zero_and_a_later_sum_make_the_hosts_update():
+    assert_parts(
+        Trainer._run_epoch,
+        "transformers.Trainer._run_epoch",
+        "self.current_gradient_accumulation_steps = len(batch_samples)",
+        "tr_loss_step = self.training_step(model, inputs, num_items_in_batch)",
+        "self._tr_loss += tr_loss_step",
+    )
+    symbol = "transformers.Trainer.training_step"
+    assert_names(symbol, ["model", "inputs", "num_items_in_batch"])
+    assert_parts(
+        Trainer.training_step,
+        symbol,
+        "inputs = self._prepare_inputs(inputs)",
+        "loss = loss / self.current_gradient_accumulation_steps",
+        "kwargs['scale_wrt_gas'] = False",
+        "self.accelerator.backward(loss, **kwargs)",
+    )
+
+
 def test_init_training_state_returns_epochs_and_batches_done():
     symbol = "transformers.Trainer._init_training_state"
     assert_names(
