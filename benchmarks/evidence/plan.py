@@ -34,6 +34,9 @@ FILLS = ("fill-kept", "fill-both", "fill-next")
 REFINED = ("sr-dpo-zero", "sr-dpo-plain", "sr-dpo-none", "sr-dpo-select", "sr-ipo-select")
 FRESH = tuple(name for name, arm in ARMS.items() if arm.fresh)
 
+MAIN = ("dpo-new", "contrast")
+"""Of the arms on new seeds, those that run in every regime."""
+
 Plan = tuple[tuple[str, tuple[str, ...]], ...]
 
 PLAN: Plan = (
@@ -58,7 +61,8 @@ MORE: Plan = (
 """Rules, judges, parts, variants, terms and fills; a regime may come more than once."""
 NEW: Plan = (
     *((regime, FRESH) for regime, _ in PLAN if regime.startswith(("on-", "off-"))),
-    *((regime, FRESH) for regime in ("patterned-0.4", "unasked-0.4")),
+    *((regime, MAIN) for regime in ("patterned-0.4", "unasked-0.4", "patterned-0.2")),
+    *((regime, MAIN) for regime in ("unasked-0.2", "spurious-0.2", "few-0.2")),
 )
 """Arms on worlds that nobody had looked at when they were settled."""
 QUICK: Plan = (("quick-0.4", ("dpo", "random", "select", "sera")),)

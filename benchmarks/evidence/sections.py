@@ -34,7 +34,8 @@ POOLED = (
 )
 OLD = tuple(name for name in REGIMES if name.startswith(("on-", "off-", "few-", "spurious-")))
 SIX = ("on-0.4", "on-0.2", "on-0.0", "off-0.4", "off-0.2", "off-0.0")
-NEWER = (*SIX, "patterned-0.4", "patterned-0.2", "unasked-0.4", "unasked-0.2")
+ASKED = ("patterned-0.4", "patterned-0.2", "spurious-0.2", "few-0.2")
+NEWER = (*SIX, *ASKED, "unasked-0.4", "unasked-0.2")
 
 ALL_REGIMES = (
     "Difference of gold reward to plain training with the same loss: of every seed the mean over "
