@@ -58,9 +58,9 @@ OF_SIGNALS = (
     "`sera-new` had the grid of five; the others had the three best points "
     "of DPO's grid, and `rdpo` and `cdpo` another ε. All are tuned by their mean over two worlds, "
     "which are not reported. `dpo-longer` has a third more updates than every other arm, so it "
-    "takes more processor time than `contrast` does. In brackets the seeds, three or more; bold and "
-    "p as above, over the rows of this table. Pooled are the regimes whose SFT model "
-    "was shown `good`."
+    "takes more processor time than `contrast` does. In brackets the seeds, three or more; bold "
+    "and p as above, over the rows of this table. Pooled are the regimes whose SFT model was shown "
+    "`good`."
 )
 
 OF_GATES = (
