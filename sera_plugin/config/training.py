@@ -35,10 +35,10 @@ class TrainingConfig(Block):
         "`true` ends the run where it doesn't.",
     )
     merged: Auto = Field(
-        default="auto",
+        default=False,
         description="Packed steps compute several micro-batches of an update in one pass. `auto`: "
         "as many as need, by estimate, at most half of the memory that the longest pairs take "
-        "the host's way; `true`: all of an update.",
+        "the host's way; `true`: all of an update; `false`: one.",
     )
     shared_scoring: Auto = Field(
         default="auto",
