@@ -194,7 +194,7 @@ def test_killed_at_one_point_after_another(runs: Runs, again: Path, record_prope
 SAVING_POINTS = {
     "between the micro-batches of an update": {
         "at": "call",
-        "what": "sera_plugin.scoring.packed:Packed.__call__",
+        "what": "sera_plugin.host.round_trainer:RoundTrainer.training_step",
         "count": 23,
     },
     "in a pass that reads prompts once": {

@@ -102,7 +102,7 @@ def test_defaults():
         },
         "refine": None,
         "loss": [],
-        "training": dict.fromkeys(TrainingConfig.model_fields, "auto"),
+        "training": dict.fromkeys(TrainingConfig.model_fields, "auto") | {"merged": False},
         "max_set_aside": 0.01,
         "reference": "fixed",
         "reference_device": "auto",
@@ -338,6 +338,11 @@ def test_every_field_has_a_description(model):
             {"training": {"packing": False, "shared_prompts": True}},
             "sera.training.shared_prompts: true needs packed steps, which sera.training.packing: "
             "false switches off; change one of them.",
+        ),
+        (
+            {"training": {"packing": False, "merged": True}},
+            "sera.training.merged: true needs packed steps, which sera.training.packing: false "
+            "switches off; change one of them.",
         ),
         (
             {"refine": {"weight": -0.1}},
