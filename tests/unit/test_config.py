@@ -39,7 +39,7 @@ def assert_one_sentence(text):
     assert len(text) < 1000  # long values are cut
 
 
-def test_no_block_means_off_and_true_means_defaults():
+def test_no_block_means_off_and_true_means_the_contrast():
     assert parse_block(None) is None
     assert parse_block(False) is None
     assert parse_block({}) == SeraConfig()
