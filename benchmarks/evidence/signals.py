@@ -71,6 +71,12 @@ ARMS: dict[str, Arm] = {
         tuned_as="contrast-weight",
         use="weight",
     ),
+    "contrast-untuned": _contrast(
+        "auto",
+        "`preset: contrast` with the learning rate and β of `dpo-new`",
+        tuned_as="dpo-new",
+        use="weight",
+    ),
     "contrast-weight": Arm(
         sera_block(
             keep=REVIEWED,
