@@ -193,7 +193,7 @@ demo-smollm-dpo:
 
 smollm-signals: $(SMOLLM)/config.json
 	$(RUN) python -m benchmarks.smollm.signals
-	$(RUN) python -m benchmarks.smollm.analysis
+	$(RUN) python -m benchmarks.smollm.signals_report
 
 # Its dependency `requests` is not needed for what is used here.
 smollm-work/packages/.installed-reward: smollm-work/packages/.installed
