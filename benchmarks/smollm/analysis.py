@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from benchmarks.smollm.signals import PROMPTS
 from sera_plugin.scoring.contrast import combined
 
 LIKE = (0.6, 1.7)
@@ -44,9 +43,9 @@ def signals(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         ),
     }
     words = {"system": "expert − careless (system)", "user": "high- − low-quality (user)"}
-    words["rating"] = "Sr-DPO's 100 − 1 (user)"
+    words |= {"rating": "Sr-DPO's 100 − 1 (user)", "tone": "cheerful − gloomy (user)"}
     built_in = []
-    for name in PROMPTS:
+    for name in (name for name in words if f"{name}_positive" in lines[0]["logps"]):
         raised = logps(f"{name}_positive") - logps(f"{name}_negative")
         found[f"{words[name]}, sum"] = difference(raised)
         found[f"{words[name]}, per token"] = difference(raised / tokens)
