@@ -44,14 +44,14 @@ def signals(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     }
     words = {"system": "expert − careless (system)", "user": "high- − low-quality (user)"}
     words |= {"rating": "Sr-DPO's 100 − 1 (user)", "tone": "cheerful − gloomy (user)"}
-    built_in = []
+    both = []
     for name in (name for name in words if f"{name}_positive" in lines[0]["logps"]):
         raised = logps(f"{name}_positive") - logps(f"{name}_negative")
         found[f"{words[name]}, sum"] = difference(raised)
         found[f"{words[name]}, per token"] = difference(raised / tokens)
         if name in ("system", "user"):
-            built_in.append(difference(raised / tokens))
-    found["**built-in: both, per token, averaged**"] = combined(built_in)
+            both.append(difference(raised / tokens))
+    found["the first two, per token, averaged"] = combined(both)
     return found
 
 

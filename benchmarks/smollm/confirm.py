@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from benchmarks.smollm.analysis import LIKE, auc, cell, interval, judged, right, signals
 
@@ -16,12 +18,14 @@ FIRST = 300
 """Pairs that wordings were chosen on; those stored after them confirm it or don't."""
 CHOSEN = "high- − low-quality (user), sum"
 """The wording with the largest share at like lengths on the first pairs."""
+LENGTH = "length (longer)"
 CONFIRMED = (
     CHOSEN,
     "Sr-DPO's 100 − 1 (user), sum",
     "Sr-DPO's 100 − 1 (user), per token",
-    "**built-in: both, per token, averaged**",
-    "length (longer)",
+    "high- − low-quality (user), per token",
+    "the first two, per token, averaged",
+    LENGTH,
 )
 SUSPECT = 0.05
 """Share of pairs that an audit would look at."""
@@ -52,6 +56,25 @@ def weak_among_suspects(values: np.ndarray, judge: np.ndarray) -> float:
     return float(weak[np.argsort(values, kind="stable")[:count]].mean())
 
 
+def beyond_length(values: np.ndarray, ratio: np.ndarray) -> float:
+    """What a signal says of the label that length doesn't: a of P(right) = σ(a·v + b·log ratio).
+
+    By maximum likelihood, v in its root mean squares; 0 says that length says it all.
+
+    Args:
+        values: chosen minus rejected of each pair, shape (n,).
+        ratio: tokens of chosen over those of rejected, shape (n,).
+    """
+    scaled = values / np.sqrt(np.mean(values**2))
+    features = np.stack([scaled, np.log(ratio)], axis=1)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = features @ weights
+        return float(np.logaddexp(0, -logits).sum()), -features.T @ expit(-logits)
+
+    return float(minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x[0])
+
+
 def confirmation(lines: list[dict[str, Any]]) -> str:
     """The Markdown of the pairs after the first: shares and AUC of what was chosen before."""
     questions = np.array([line["question"] for line in lines])
@@ -67,8 +90,17 @@ def confirmation(lines: list[dict[str, Any]]) -> str:
     for name in CONFIRMED:
         values = found[name]
         cells = [_share(right, values, questions, mask) for mask in masks.values()]
-        rows.append([name, *cells, _share(auc, values, questions, later)])
-    return _table(["signal", *heads, f"AUC, all ({later.sum()})"], rows)
+        cells.append(_share(auc, values, questions, later))
+        if name != LENGTH:
+            beyond = interval(
+                lambda some, v=values: beyond_length(v[some], ratio[some]),  # type: ignore[misc]
+                questions,
+                later,
+            )
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*beyond))
+        rows.append([name, *cells])
+    heads += [f"AUC, all ({later.sum()})", "a, beside length"]
+    return _table(["signal", *heads], rows)
 
 
 def audit(lines: list[dict[str, Any]]) -> str:
@@ -104,4 +136,5 @@ def _share(
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    filled = [[*row, *["–"] * (len(heads) - len(row))] for row in rows]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in filled)])

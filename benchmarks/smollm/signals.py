@@ -37,11 +37,16 @@ WORST = (
 )
 
 PROMPTS: dict[str, ContrastPrompts] = {
-    "system": BUILT_IN[0],
-    "user": BUILT_IN[1],
+    "system": ContrastPrompts(
+        positive="You are an expert who gives accurate, helpful and well-written answers.",
+        negative="You are careless and give wrong, unhelpful and badly written answers.",
+        placement="system",
+    ),
+    "user": BUILT_IN[0],
     "rating": ContrastPrompts(positive=QUALITY_PROMPT, negative=WORST),
 }
-"""Wordings by name: the two built-in ones, and the prompt of Sr-DPO with an opposite."""
+"""Wordings by name: two of our own, the second of which is built in, and the prompt of Sr-DPO with
+an opposite."""
 
 
 @dataclass(frozen=True)

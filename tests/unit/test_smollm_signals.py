@@ -118,5 +118,16 @@ def test_weak_pairs_among_suspects() -> None:
     assert confirm.weak_among_suspects(-judge, judge) == 0
 
 
+def test_what_a_signal_says_beyond_length_is_found_beside_it_and_nothing_of_length_itself() -> None:
+    generator = np.random.default_rng(2)
+    ratio = np.exp(generator.normal(0.5, 1, 40_000))
+    longer = np.log(ratio)
+    assert abs(confirm.beyond_length(longer + generator.normal(0, 1, 40_000), ratio)) < 0.1
+    known = generator.normal(0, 1, 4000)
+    turn = np.where(generator.random(4000) < 1 / (1 + np.exp(-1.5 * known)), 1, -1)
+    neutral = np.exp(generator.normal(0, 1, 4000))
+    assert confirm.beyond_length(known * turn, neutral) == pytest.approx(1.5, abs=0.15)
+
+
 def test_no_figures_from_a_few_pairs() -> None:
     assert analysis.table(lines(99)) == "99 pairs are stored: too few for figures."
