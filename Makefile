@@ -13,7 +13,7 @@ RUN = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF
 PYTEST = $(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo demo-sera demo-plain smollm smollm-signals demo-smollm \
-	demo-smollm-sera demo-smollm-dpo smollm-task picture test test-fast test-crash \
+	demo-smollm-sera demo-smollm-dpo smollm-task evidence-smollm picture test test-fast test-crash \
 	test-package test-vllm test-ray coverage docs bench gpu-check evidence evidence-all evidence-quick \
 	format clean
 
@@ -37,6 +37,7 @@ help:
 	@echo "make demo-smollm  DPO and SeRA on it with real pairs, side by side, within half an hour"
 	@echo "make smollm-signals  how it ranks real pairs; up to an hour"
 	@echo "make smollm-task  whether DPO learns on it, with a known reward; hours, TASK='--minutes N'"
+	@echo "make evidence-smollm  arms with wrong labels on the same task; nights, GRID='--minutes N'"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -193,7 +194,7 @@ demo-smollm-dpo:
 
 smollm-signals: $(SMOLLM)/config.json
 	$(RUN) python -m benchmarks.smollm.signals
-	$(RUN) python -m benchmarks.smollm.analysis
+	$(RUN) python -m benchmarks.smollm.signals_report
 
 # Its dependency `requests` is not needed for what is used here.
 smollm-work/packages/.installed-reward: smollm-work/packages/.installed
@@ -203,6 +204,9 @@ smollm-work/packages/.installed-reward: smollm-work/packages/.installed
 
 smollm-task: $(SMOLLM)/config.json smollm-work/packages/.installed-reward
 	$(RUN) python -m benchmarks.smollm.task $(TASK)
+
+evidence-smollm: $(SMOLLM)/config.json smollm-work/packages/.installed-reward
+	$(RUN) python -m benchmarks.smollm.grid $(GRID)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

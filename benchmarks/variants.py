@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def variants(preset: Preset) -> dict[str, Variant]:
         Variant("full-host-gc", "full SeRA, host's collection", full, HOST_GC),
         Variant("full", "full SeRA, as shipped", full, barred=False),
     ]
+    for name in ("select-host-gc", "free-host-gc", "full-host-gc"):
+        one = next(variant for variant in found if variant.name == name)
+        found.append(
+            replace(
+                one,
+                name=name.replace("host-gc", "merged"),
+                title=f"{one.title}, an update's micro-batches in one pass",
+                sera={**(one.sera or {}), "training": {"merged": True}},
+                barred=False,
+            )
+        )
     if "source" not in SelectionConfig.model_fields:
         found = [variant for variant in found if not variant.name.startswith("free")]
     return {variant.name: variant for variant in found}

@@ -1,6 +1,4 @@
-"""How often signals rank pairs as the judge did: the table of docs/language-model.md.
-
-python -m benchmarks.smollm.analysis
+"""How often signals rank pairs as the judge did: statistics of stored lines, and their table.
 
 Every interval is the middle 95% of 2,000 bootstrap draws of questions, since pairs of one question
 share it. ``right`` is the share of pairs whose chosen answer has the larger value, ties as half;
@@ -9,20 +7,14 @@ share it. ``right`` is the share of pairs whose chosen answer has the larger val
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from benchmarks.smollm.signals import PROMPTS, RESULTS
 from sera_plugin.scoring.contrast import combined
 
-PAGE = Path("docs/language-model.md")
-BEGIN, END = "<!-- signals: begin -->", "<!-- signals: end -->"
 LIKE = (0.6, 1.7)
 DRAWS = 2000
 FEWEST = 100
@@ -51,16 +43,28 @@ def signals(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         ),
     }
     words = {"system": "expert − careless (system)", "user": "high- − low-quality (user)"}
-    words["rating"] = "Sr-DPO's 100 − 1 (user)"
-    built_in = []
-    for name in PROMPTS:
+    words |= {"rating": "Sr-DPO's 100 − 1 (user)", "tone": "cheerful − gloomy (user)"}
+    both = []
+    for name in (name for name in words if f"{name}_positive" in lines[0]["logps"]):
         raised = logps(f"{name}_positive") - logps(f"{name}_negative")
         found[f"{words[name]}, sum"] = difference(raised)
         found[f"{words[name]}, per token"] = difference(raised / tokens)
         if name in ("system", "user"):
-            built_in.append(difference(raised / tokens))
-    found["**built-in: both, per token, averaged**"] = combined(built_in)
+            both.append(difference(raised / tokens))
+    found["the first two, per token, averaged"] = combined(both)
     return found
+
+
+def judged(lines: list[dict[str, Any]]) -> np.ndarray:
+    """The judge's score of the chosen answer less that of the rejected one; NaN if not known."""
+    return np.array(
+        [
+            np.nan if None in (line["judge_chosen"], line["judge_rejected"])
+            else line["judge_chosen"] - line["judge_rejected"]
+            for line in lines
+        ],
+        dtype=float,
+    )  # fmt: skip
 
 
 def right(values: np.ndarray) -> float:
@@ -107,14 +111,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     questions = np.array([line["question"] for line in lines])
     tokens = np.array([line["tokens"] for line in lines], dtype=float)
     ratio = tokens[:, 0] / tokens[:, 1]
-    judge = np.array(
-        [
-            np.nan if None in (line["judge_chosen"], line["judge_rejected"])
-            else line["judge_chosen"] - line["judge_rejected"]
-            for line in lines
-        ],
-        dtype=float,
-    )  # fmt: skip
+    judge = judged(lines)
     everything, known = np.ones(len(lines), bool), np.isfinite(judge)
     strata = {
         "all": everything,
@@ -143,22 +140,3 @@ def table(lines: list[dict[str, Any]]) -> str:
         )
         out.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(out)
-
-
-def main() -> None:
-    """Put the table of the stored results into the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    given = parser.parse_args()
-    lines = [json.loads(line) for line in given.results.read_text().splitlines()]
-    text = given.page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{given.page} has no place between {BEGIN} and {END}.")
-    given.page.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()

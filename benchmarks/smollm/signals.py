@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,16 @@ WORST = (
 )
 
 PROMPTS: dict[str, ContrastPrompts] = {
-    "system": BUILT_IN[0],
-    "user": BUILT_IN[1],
+    "system": ContrastPrompts(
+        positive="You are an expert who gives accurate, helpful and well-written answers.",
+        negative="You are careless and give wrong, unhelpful and badly written answers.",
+        placement="system",
+    ),
+    "user": BUILT_IN[0],
     "rating": ContrastPrompts(positive=QUALITY_PROMPT, negative=WORST),
 }
-"""Wordings by name: the two built-in ones, and the prompt of Sr-DPO with an opposite."""
+"""Wordings by name: two of our own, the second of which is built in, and the prompt of Sr-DPO with
+an opposite."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +80,31 @@ def sample(data: Path, tokenizer: Tokenizer, seed: int) -> list[Pair]:
     return sorted(pairs, key=lambda pair: pair.key)
 
 
-def prompts(pair: Pair, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+def prompts(
+    pair: Pair, tokenizer: Tokenizer, asked_for: Mapping[str, ContrastPrompts]
+) -> Iterator[tuple[str, list[int]]]:
     """Names and token ids of the question alone and behind every prompt."""
     asked = pair.row["conversation"]
     templates = [tokenizer.chat_template]
     plain = QualityWriter.of("", "user_prefix", tokenizer, templates)
     yield "none", plain.ids(asked)
-    for name, opposite in PROMPTS.items():
+    for name, opposite in asked_for.items():
         for side in ("positive", "negative"):
             text = getattr(opposite, side)
             writer = QualityWriter.of(text, opposite.placement, tokenizer, templates)
             yield f"{name}_{side}", writer.ids(writer.write(asked, pair.key))
 
 
-def scored(scorer: Scorer, model: Any, pair: Pair, tokenizer: Tokenizer) -> dict[str, Any]:
+def scored(
+    scorer: Scorer,
+    model: Any,
+    pair: Pair,
+    tokenizer: Tokenizer,
+    asked_for: Mapping[str, ContrastPrompts] = PROMPTS,
+) -> dict[str, Any]:
     """The line that is stored for a pair: what is known of it, lengths, and sums of log-probs."""
     names, rows = [], []
-    for name, ids in prompts(pair, tokenizer):
+    for name, ids in prompts(pair, tokenizer, asked_for):
         names.append(name)
         rows += [(ids, pair.chosen), (ids, pair.rejected)]
     found = scorer.logps(model, CompletionList(rows), "Scoring").logps.reshape(-1, 2)

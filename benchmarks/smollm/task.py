@@ -24,7 +24,7 @@ from peft import PeftModel
 
 from benchmarks.smollm.model import load
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, prompts, reward, vader
-from benchmarks.smollm.task_train import Task, TimeIsUp, train
+from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, train
 from benchmarks.smollm.writer import PAD, Writer, prompt_ids
 from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
 
@@ -179,7 +179,9 @@ def work(task: Task, rates: Sequence[float], packages: Path) -> None:
     done = [tuple(run[name] for name in known) for run in stored(task.results / RUNS)]
     for rate in rates:
         if (rate, task.pairs, task.epochs, task.seed) not in done:
-            folder = train(task, rate, pairs)
+            name = f"{len(pairs)}-pairs-{task.epochs}-epochs-{rate:g}-seed-{task.seed}"
+            rows = [pair.row() for pair in pairs]
+            folder = train(task, task.work / name, rows, PLAIN, {"learning_rate": rate})
             judge(task, rate, folder, held, floor, analyse)
             print(f"{rate:g} is trained and judged", flush=True)
 

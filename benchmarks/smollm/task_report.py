@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.smollm.analysis import cell, interval
+from benchmarks.smollm.page import fill
 from benchmarks.smollm.sentiment import pairs_of, vader
 from benchmarks.smollm.task import RUNS, SAMPLES, stored
 
-BEGIN, END = "<!-- sentiment: begin -->", "<!-- sentiment: end -->"
 LEAST_ACCURACY, ERRORS = 0.6, 2.0
 """What a go takes: accuracy on the second half, and standard errors that the reward rises by."""
 FEWEST = 1000
@@ -119,7 +119,5 @@ def write_page(results: Path, page: Path, packages: Path) -> None:
     """Put the text between the markers of a page, and print it."""
     found = text(results, packages)
     print(found)
-    if page.is_file() and BEGIN in (whole := page.read_text(encoding="utf-8")):
-        before, _, rest = whole.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", encoding="utf-8")
+    if page.is_file():
+        fill(page, "sentiment", found)

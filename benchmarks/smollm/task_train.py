@@ -1,9 +1,10 @@
-"""Plain DPO with LoRA on pairs of the task by ``axolotl train``, going on from checkpoints."""
+"""DPO with LoRA on pairs of the task by ``axolotl train``, going on from checkpoints."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-
-from benchmarks.smollm.sentiment import Pair
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -62,10 +62,21 @@ class Task:
             raise TimeIsUp
 
 
-def config_of(task: Task, rate: float, data: Path, folder: Path) -> dict[str, Any]:
-    """The YAML of a run of plain DPO."""
+SECONDS = "seconds"
+PLUGIN = "sera_plugin.SeRAPlugin"
+PLAIN: dict[str, Any] = {"selection": False, "bootstrap": False}
+"""Plain DPO: the updates are the host's, computed without padding and with shared prompts."""
+
+
+def config_of(
+    task: Task, data: Path, folder: Path, sera: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """The YAML of a run with a block ``sera:``, and what else ``changes``."""
+    half = torch.cuda.is_available()
     return {
         "base_model": str(task.model.resolve()),
+        "plugins": [PLUGIN],
+        "sera": sera,
         "rl": "dpo",
         "rl_beta": 0.1,
         "datasets": [
@@ -87,33 +98,48 @@ def config_of(task: Task, rate: float, data: Path, folder: Path) -> dict[str, An
         "num_epochs": task.epochs,
         "optimizer": "adamw_torch",
         "lr_scheduler": "cosine",
-        "learning_rate": rate,
         "warmup_ratio": 0.1,
         "save_steps": 10,
         "save_total_limit": 1,
         "auto_resume_from_checkpoints": True,
         "logging_steps": 5,
         "seed": task.seed,
-        **dict.fromkeys(("bf16", "fp16", "tf32", "gradient_checkpointing"), False),
+        "bf16": half,
+        **dict.fromkeys(("fp16", "tf32", "gradient_checkpointing"), False),
+        **changes,
     }  # fmt: skip
 
 
-def train(task: Task, rate: float, pairs: Sequence[Pair]) -> Path:
-    """Train one policy, or go on; the folder with its adapter."""
-    folder = task.work / f"{len(pairs)}-pairs-{task.epochs}-epochs-{rate:g}-seed-{task.seed}"
+def train(
+    task: Task,
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    sera: dict[str, Any],
+    changes: dict[str, Any],
+) -> Path:
+    """Train one policy, or go on; the folder with its adapter.
+
+    Args:
+        task: what is asked for.
+        folder: of this run's data, config, log and output.
+        rows: the pairs, as the host reads them.
+        sera: the plugin's block.
+        changes: other keys of the YAML.
+    """
     out, done = folder / "out", folder / "trained"
     if done.exists():
         return out
     task.check()
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "train.jsonl"
-    data.write_text("".join(json.dumps(pair.row()) + "\n" for pair in pairs), encoding="utf-8")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / "config.yml"
-    path.write_text(yaml.safe_dump(config_of(task, rate, data, folder)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config_of(task, data, folder, sera, changes)), encoding="utf-8")
     for checkpoint in out.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").is_file():
             shutil.rmtree(checkpoint)  # cut while it was written
     program = Path(sys.executable).parent / "axolotl"
+    before = _processor_time()
     with (folder / "train.log").open("ab") as log:
         try:
             code = subprocess.run(
@@ -126,7 +152,20 @@ def train(task: Task, rate: float, pairs: Sequence[Pair]) -> Path:
             ).returncode
         except subprocess.TimeoutExpired:
             raise TimeIsUp from None
+        finally:
+            with (folder / SECONDS).open("a", encoding="utf-8") as taken:
+                taken.write(f"{_processor_time() - before:.1f}\n")
     if code:
         raise SystemExit(f"axolotl train left with {code}; {folder / 'train.log'} says why.")
     done.touch()
     return out
+
+
+def seconds(folder: Path) -> float:
+    """Processor time of a run, of all calls that went on with it."""
+    return sum(map(float, (folder / SECONDS).read_text(encoding="utf-8").split()))
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

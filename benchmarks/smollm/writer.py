@@ -54,6 +54,7 @@ class Writer:
             found = sampler.completions(self.model, given, self.seed, draw, synced=False)
             rows = [(ids[key], one.token_ids) for key in ids for one in found[key]]
             logps = self._under_start(rows)
+            ratios = self._ratios(rows, logps)
         lines = []
         for number, one in enumerate(asked):
             answers = found[one.key]
@@ -70,6 +71,7 @@ class Writer:
                         round(float(value) / max(1, len(answer.token_ids)), 3)
                         for value, answer in zip(sums, answers, strict=True)
                     ],
+                    **{k: v[count * number : count * (number + 1)] for k, v in ratios.items()},
                 }
             )
         return lines
@@ -79,6 +81,13 @@ class Writer:
             return self.scorer.logps(self.model, CompletionList(rows), "Fluency").logps
         with self.model.disable_adapter():
             return self.scorer.logps(self.model, CompletionList(rows), "Fluency").logps
+
+    def _ratios(self, rows: list[tuple[Any, Any]], logps: np.ndarray) -> dict[str, list[float]]:
+        """Log-ratios of a policy's answers, whose mean estimates the KL; none of the start's."""
+        if not isinstance(self.model, PeftModel):
+            return {}
+        own = self.scorer.logps(self.model, CompletionList(rows), "Policy").logps
+        return {"ratio": [round(float(value), 3) for value in own - logps]}
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

@@ -30,16 +30,12 @@ class ContrastPrompts(Block):
 
 BUILT_IN = (
     ContrastPrompts(
-        positive="You are an expert who gives accurate, helpful and well-written answers.",
-        negative="You are careless and give wrong, unhelpful and badly written answers.",
-        placement="system",
-    ),
-    ContrastPrompts(
         positive="Write a high-quality answer to this:",
         negative="Write a low-quality answer to this:",
     ),
 )
-"""What is asked where the YAML has no prompts of its own."""
+"""What is asked where the YAML has no prompts of its own: of the wordings tried on a pretrained
+model the one that ranked real pairs best, on some pairs chosen and on others confirmed."""
 
 
 class ContrastConfig(Block):
@@ -50,11 +46,11 @@ class ContrastConfig(Block):
         json_schema_extra={"allowed": "a list of blocks with positive and negative"},
         description="Pairs of prompts, each with `positive`, `negative` and `placement`; their "
         "contrasts are divided by their root mean squares and averaged. An empty list means the "
-        "built-in ones.",
+        "built-in pair.",
     )
-    normalize: Literal["length", "none"] = Field(
-        default="length",
-        description="`length`: log-probs per token of each answer; `none`: sums.",
+    normalize: Literal["none", "length"] = Field(
+        default="none",
+        description="`none`: sums of log-probs; `length`: log-probs per token of each answer.",
     )
 
     @property

@@ -38,7 +38,8 @@ class TrainingConfig(Block):
         default=False,
         description="Packed steps compute several micro-batches of an update in one pass. `auto`: "
         "as many as need, by estimate, at most half of the memory that the longest pairs take "
-        "the host's way; `true`: all of an update; `false`: one.",
+        "the host's way; `true`: all of an update, and ends the run where steps can't be packed; "
+        "`false`: one.",
     )
     shared_scoring: Auto = Field(
         default="auto",

@@ -59,7 +59,8 @@ def packed_steps(run: Run) -> Packed | None:
                 refuse(wanted.shared_prompts, "shared_prompts", found.why_not)
                 LOG.info("Training steps can't share prompts, because %s.", found.why_not)
             why_not = found.why_not
-    refuse(wanted.packing, "packing", why_not or "")
+    for key in ("packing", "shared_prompts", "merged"):
+        refuse(getattr(wanted, key), key, why_not or "")
     LOG.info("Training steps are computed with padding, the host's way, because %s.", why_not)
     return None
 

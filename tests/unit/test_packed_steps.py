@@ -352,9 +352,20 @@ def test_a_state_space_model_falls_back_with_a_line(caplog: pytest.LogCaptureFix
     assert "the host's way, because" in caplog.text
 
 
-def test_a_state_space_model_ends_the_run_if_the_switch_is_written_out() -> None:
-    with pytest.raises(SeraConfigError, match=r"^sera.training.packing: true can't be used"):
-        packed_steps(run_of(mamba(), {"training": {"packing": True}}))
+@pytest.mark.parametrize("key", ["packing", "shared_prompts", "merged"])
+def test_a_state_space_model_ends_the_run_if_a_switch_is_written_out(key: str) -> None:
+    with pytest.raises(SeraConfigError, match=rf"^sera.training.{key}: true can't be used"):
+        packed_steps(run_of(mamba(), {"training": {key: True}}))
+
+
+@pytest.mark.parametrize("key", ["packing", "shared_prompts", "merged"])
+def test_a_loss_that_can_not_be_packed_ends_the_run_if_a_switch_is_written_out(key: str) -> None:
+    run = run_of(assets.small_llama(64), {"training": {key: True}})
+    run.host.loss_types = ("bco_pair",)
+    with pytest.raises(
+        SeraConfigError, match=rf"^sera.training.{key}: true can't be used.*bco_pair"
+    ):
+        packed_steps(run)
 
 
 def test_a_window_shorter_than_a_row_shares_no_prompts() -> None:

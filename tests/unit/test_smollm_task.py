@@ -138,7 +138,7 @@ def test_a_small_trial_gives_no_verdict() -> None:
 def test_the_page_says_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_report, "vader", lambda packages: cheer)
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{task_report.BEGIN}\nold\n{task_report.END}\nbelow\n")
+    page.write_text("above\n<!-- sentiment: begin -->\nold\n<!-- sentiment: end -->\nbelow\n")
     task_report.write_page(tmp_path, page, tmp_path)
     assert "Nothing is stored yet." in page.read_text()
     lines = [line(["good day", "bad day"], [True, True], key=str(n)) for n in range(4)]

@@ -1,0 +1,185 @@
+"""Arms on pairs of the task with wrong labels, going on where it stopped.
+
+python -m benchmarks.smollm.grid --minutes 480
+
+Needs the answers that ``benchmarks.smollm.task`` has sampled. Every run is `axolotl train` with the
+plugin on 512 pairs; each policy is judged on the held-out pairs and prompts of their second half.
+What is stored is not done again; a run that is cut by the time goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.smollm.grid_report import write_page
+from benchmarks.smollm.labels import NOISES, Noise, drawn, found_by_round, labelled, turned
+from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, vader
+from benchmarks.smollm.task import RESULTS, SAMPLES, append, fresh, margins, parts, stored
+from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds, train
+
+RUNS = "sentiment-grid.jsonl"
+KEEP = 0.7
+TONE = {
+    "positive": "Answer in a cheerful and pleased tone:",
+    "negative": "Answer in a gloomy and displeased tone:",
+}
+"""What the task's reward asks for, and its opposite."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: the plugin's block, other keys of the YAML, and the share of pairs seen."""
+
+    sera: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+
+
+ARMS = {
+    "dpo": Arm(PLAIN),
+    "contrast": Arm({"preset": "contrast", "selection": {"contrast": {"prompts": [TONE]}}}),
+    "select": Arm({"preset": "select"}),
+    "sera": Arm({"preset": "default"}),
+    "random": Arm(PLAIN, share=KEEP),
+    "robust": Arm(PLAIN),
+    "pool-policy": Arm({"preset": "default", "bootstrap": {"pool": "policy"}}),
+}
+"""``robust`` is told the true share of wrong labels."""
+
+
+def robust(noise: Noise) -> dict[str, Any]:
+    """Keys of the host's robust loss, whose smoothing has to be below one half and above 0."""
+    return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": max(noise.share, 0.05)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What all runs share: the pairs to draw from, those held out, the floor, and the reward."""
+
+    pairs: list[Pair]
+    held: list[Pair]
+    floor: float
+    analyse: Analyse
+
+    @property
+    def asked(self) -> list[Asked]:
+        """Prompts that policies are judged on: of the second half of the held-out pairs."""
+        return [Asked(pair.key, pair.prompt, True) for pair in self.second]
+
+    @property
+    def second(self) -> list[Pair]:
+        return self.held[len(self.held) // 2 :]
+
+
+def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> dict[str, Any]:
+    """Train and judge one policy; the line that is stored."""
+    how, noise = ARMS[arm], NOISES[name]
+    pairs = drawn(data.pairs, task.pairs, seed)
+    wrong = turned(pairs, noise, seed)
+    kept = range(round(how.share * len(pairs)))
+    rows = [labelled(pairs, wrong)[number].row() for number in kept]
+    changes = {"learning_rate": rate, "seed": seed, **how.changes}
+    if arm == "robust":
+        changes |= robust(noise)
+    if how.share < 1:
+        # As many updates as the arms that see all pairs.
+        changes["num_epochs"] = round(task.epochs / how.share)
+    folder = task.work / "grid" / f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
+    out = train(task, folder, rows, how.sera, changes)
+    before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
+    after = fresh(task, out, data.asked, folder / "answers.jsonl")
+    found = margins(task, out, data.second)
+    judged = {
+        when: parts(lines, data.floor, data.analyse)
+        for when, lines in (("before", before), ("after", after))
+    }
+    return {
+        "labels": name,
+        "arm": arm,
+        "seed": seed,
+        "rate": rate,
+        "pairs": task.pairs,
+        "epochs": task.epochs,
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(seconds(folder)),
+        "turned": sum(wrong),
+        "margins": [round(float(value), 2) for value in found],
+        "before": [round(float(np.mean(two)), 3) for two in judged["before"]["value"]],
+        "after": [round(float(np.mean(two)), 3) for two in judged["after"]["value"]],
+        "parts": {
+            part: round(float(np.mean(values)), 4) for part, values in judged["after"].items()
+        },
+        "kl": [round(float(np.mean(line["ratio"])), 2) for line in after],
+        "review": found_by_round(
+            out, {pair.prompt: one for pair, one in zip(pairs, wrong, strict=True)}
+        ),
+    }
+
+
+def work(task: Task, given: argparse.Namespace) -> None:
+    """Do what is left until the time is up, seed by seed."""
+    analyse = vader(given.packages)
+    lines = stored(task.results / SAMPLES)
+    floor, pairs, held = pairs_of(lines, analyse) if lines else (0.0, [], [])
+    data = Data(pairs[: given.drawn_from], held[: task.held_out], floor, analyse)
+    if len(data.pairs) < task.pairs or len(data.held) < task.held_out:
+        raise SystemExit(
+            f"There are {len(data.pairs)} pairs and {len(data.held)} held-out ones of "
+            f"{task.pairs} and {task.held_out}; `make smollm-task` samples the others."
+        )
+    known = ("labels", "arm", "seed", "rate", "pairs", "epochs")
+    done = {tuple(line[name] for name in known) for line in stored(task.results / RUNS)}
+    for seed in given.seeds:
+        for name in given.labels:
+            for arm in given.arms:
+                if (name, arm, seed, given.rate, task.pairs, task.epochs) not in done:
+                    line = run(task, name, arm, seed, given.rate, data)
+                    append(task.results / RUNS, [line])
+                    print(json.dumps({key: line[key] for key in known}), flush=True)
+
+
+def main() -> None:
+    """Read the options, work, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--minutes", type=float, default=120)
+    add("--labels", nargs="+", choices=NOISES, default=list(NOISES))
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    add("--seeds", nargs="+", type=int, default=list(range(5)))
+    add("--rate", type=float, default=5e-5, help="that stage 2 chose")
+    add("--pairs", type=int, default=512)
+    add("--drawn-from", type=int, default=1000)
+    add("--held-out", type=int, default=512)
+    add("--epochs", type=int, default=2)
+    add("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
+    add("--packages", type=Path, default=Path("smollm-work/packages"))
+    add("--results", type=Path, default=RESULTS)
+    add("--work", type=Path, default=Path("smollm-work/task"))
+    add("--page", type=Path, default=Path("docs/language-model.md"))
+    given = parser.parse_args()
+    task = Task(
+        model=given.model,
+        results=given.results,
+        work=given.work,
+        pairs=given.pairs,
+        held_out=given.held_out,
+        epochs=given.epochs,
+        seed=0,
+        end=time.monotonic() + 60 * given.minutes,
+    )
+    try:
+        work(task, given)
+    except TimeIsUp:
+        print("The time is up; the same command goes on from here.")
+    write_page(stored(given.results / RUNS), given.page)
+
+
+if __name__ == "__main__":
+    main()
