@@ -36,6 +36,7 @@ NO_SYSTEM: dict[str, Any] = {
     ),
 }
 """Keys for a chat template that takes no system message."""
+IN_SYSTEM = {"contrast": {"prompts": [{"positive": "Be kind.", "placement": "system"}]}}
 ENDING = r"\[[\d :,-]+\] \[ERROR\] \[axolotl\.sera_plugin\.runtime\.endings\] "
 """What the log puts before the sentence that a run ends with."""
 
@@ -698,12 +699,12 @@ def test_missing_dependency_never_trains_plain_dpo(
             "changes the loss of each pair; allowed are sigmoid, ipo, hinge and robust.",
         ),
         (
-            {"sera": {"preset": "contrast"}, **NO_SYSTEM},
+            {"sera": {"preset": "contrast", "selection": IN_SYSTEM}, **NO_SYSTEM},
             "sera.selection.contrast.prompts.placement: system can't be used because the chat "
             "template takes no system message; set it to user_prefix.",
         ),
         (
-            {"sera": {"bootstrap": {"judge": "contrast"}}, **NO_SYSTEM},
+            {"sera": {"bootstrap": {"judge": "contrast"}, "selection": IN_SYSTEM}, **NO_SYSTEM},
             "sera.selection.contrast.prompts.placement: system can't be used because the chat",
         ),
         (
