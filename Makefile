@@ -28,7 +28,7 @@ help:
 	@echo "make test-ray    runs with two workers of Ray, in an environment of its own (0.3 GB)"
 	@echo "make docs    fill the generated parts of docs/, then make the site in site/"
 	@echo "make coverage    all tests, with what they cover; about half an hour"
-	@echo "make bench   SeRA runs against the plain DPO run they replace, about 15 minutes"
+	@echo "make bench   SeRA runs against the plain DPO run they replace, half an hour or more"
 	@echo "make gpu-check  what only a GPU can show, in 20 minutes; writes a table to benchmarks/results"
 	@echo "make evidence        arms in a world with a known reward; writes docs/evidence.md"
 	@echo "make evidence-all    rules, judges and variants too, and more seeds: many hours"

@@ -76,7 +76,6 @@ def variants(preset: Preset) -> dict[str, Variant]:
                 name=name.replace("host-gc", "merged"),
                 title=f"{one.title}, an update's micro-batches in one pass",
                 sera={**(one.sera or {}), "training": {"merged": True}},
-                barred=False,
             )
         )
     if "source" not in SelectionConfig.model_fields:

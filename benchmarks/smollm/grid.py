@@ -13,7 +13,6 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,16 @@ import numpy as np
 from benchmarks.smollm.grid_report import write_page
 from benchmarks.smollm.labels import NOISES, Noise, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, vader
-from benchmarks.smollm.task import RESULTS, SAMPLES, append, fresh, margins, parts, stored
+from benchmarks.smollm.task import (
+    SAMPLES,
+    add_options,
+    append,
+    fresh,
+    margins,
+    parts,
+    stored,
+    task_of,
+)
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds, train
 
 RUNS = "sentiment-grid.jsonl"
@@ -148,32 +156,15 @@ def work(task: Task, given: argparse.Namespace) -> None:
 def main() -> None:
     """Read the options, work, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, pairs=512, epochs=2)
     add = parser.add_argument
-    add("--minutes", type=float, default=120)
     add("--labels", nargs="+", choices=NOISES, default=list(NOISES))
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", nargs="+", type=int, default=list(range(5)))
     add("--rate", type=float, default=5e-5, help="that stage 2 chose")
-    add("--pairs", type=int, default=512)
     add("--drawn-from", type=int, default=1000)
-    add("--held-out", type=int, default=512)
-    add("--epochs", type=int, default=2)
-    add("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
-    add("--packages", type=Path, default=Path("smollm-work/packages"))
-    add("--results", type=Path, default=RESULTS)
-    add("--work", type=Path, default=Path("smollm-work/task"))
-    add("--page", type=Path, default=Path("docs/language-model.md"))
     given = parser.parse_args()
-    task = Task(
-        model=given.model,
-        results=given.results,
-        work=given.work,
-        pairs=given.pairs,
-        held_out=given.held_out,
-        epochs=given.epochs,
-        seed=0,
-        end=time.monotonic() + 60 * given.minutes,
-    )
+    task = task_of(given, seed=0)
     try:
         work(task, given)
     except TimeIsUp:

@@ -186,31 +186,42 @@ def work(task: Task, rates: Sequence[float], packages: Path) -> None:
             print(f"{rate:g} is trained and judged", flush=True)
 
 
-def main() -> None:
-    """Read the options, work, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
-    parser.add_argument("--packages", type=Path, default=Path("smollm-work/packages"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=Path("smollm-work/task"))
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--held-out", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--page", type=Path, default=Path("docs/language-model.md"))
-    given = parser.parse_args()
-    task = Task(
+def add_options(parser: argparse.ArgumentParser, pairs: int, epochs: int) -> None:
+    """The options of the scripts that train on the task, with how much each trains by default."""
+    add = parser.add_argument
+    add("--minutes", type=float, default=120)
+    add("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
+    add("--packages", type=Path, default=Path("smollm-work/packages"))
+    add("--results", type=Path, default=RESULTS)
+    add("--work", type=Path, default=Path("smollm-work/task"))
+    add("--pairs", type=int, default=pairs)
+    add("--held-out", type=int, default=512)
+    add("--epochs", type=int, default=epochs)
+    add("--page", type=Path, default=Path("docs/language-model.md"))
+
+
+def task_of(given: argparse.Namespace, seed: int) -> Task:
+    """What was asked for by these options; the time runs from now on."""
+    return Task(
         model=given.model,
         results=given.results,
         work=given.work,
         pairs=given.pairs,
         held_out=given.held_out,
         epochs=given.epochs,
-        seed=given.seed,
+        seed=seed,
         end=time.monotonic() + 60 * given.minutes,
     )
+
+
+def main() -> None:
+    """Read the options, work, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, pairs=1000, epochs=1)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4])
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    task = task_of(given, given.seed)
     try:
         work(task, given.rates, given.packages)
     except TimeIsUp:
