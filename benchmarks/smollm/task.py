@@ -36,7 +36,7 @@ JUDGED = 2
 PAIRED, FRESH = 1, 2
 """Drawings: of the answers that pairs are made of, and of those that are judged. Prompts were
 chosen by the former, so their rewards would flatter whatever comes after."""
-CHUNK = 16
+CHUNK = 64
 
 
 def stored(path: Path) -> list[dict[str, Any]]:

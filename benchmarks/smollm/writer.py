@@ -45,7 +45,7 @@ class Writer:
             ending=(END,),
             stops=frozenset({END, PAD}),
             pad_token_id=PAD,
-            token_budget=8192,
+            token_budget=32768,
         )
         ids = {one.key: prompt_ids(one.text, self.tokenizer) for one in asked}
         given = [Prompt(key, tokens) for key, tokens in ids.items()]

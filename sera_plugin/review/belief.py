@@ -62,6 +62,19 @@ class Belief:
         }[settings.use]
         return f"{what}; {done}{'' if settings.gate else ', without the gate'}."
 
+    def warning(self, settings: SelectionConfig) -> str | None:
+        """A sentence if the gate opened so narrowly that it may be a mistake, else None."""
+        if not (settings.changes_all and settings.gate and self.verdict.doubtful):
+            return None
+        name = ", ".join(map(title_of, settings.outside or settings.by))
+        return (
+            f"the gate of sera.selection opened although {name} gives the labels only "
+            f"{100 * self.verdict.agreement:.1f}% on average: either more than a third of them "
+            "are wrong, or it knows nothing of what they mean. Read the pairs it changed in "
+            "`axolotl sera report` before you trust this run; a judge's scores (sera.selection.by: "
+            "external) can settle it."
+        )
+
 
 def believe(
     settings: SelectionConfig,

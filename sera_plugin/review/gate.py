@@ -16,6 +16,11 @@ from sera_plugin.review.calibration import Calibration, ErrorShare
 QUANTILE = 1.645
 """Standard errors below the mean at which a lower bound of 95% is."""
 
+DOUBTFUL = 0.54
+"""Agreement below which an open gate may be a mistake. In docs/evidence.md a signal that knew
+nothing opened it at 0.527; right signals opened it at 0.511 to 0.543 where 40% of the labels were
+wrong, and at 0.539 to 0.578 where 20% were."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -34,6 +39,11 @@ class Verdict:
     agreement: float = float("nan")
     agreement_low: float = float("nan")
     error: ErrorShare | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the gate is open at an agreement that a signal knowing nothing may reach."""
+        return self.open and self.agreement < DOUBTFUL
 
 
 def gate(scores: np.ndarray, calibration: Calibration | None) -> Verdict:

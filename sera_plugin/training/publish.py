@@ -137,6 +137,10 @@ def publish(
     for part in ("selection", "guard"):
         if part in summary:
             LOG.info("Round %d, %s: %s", number, part, summary[part])
+    if review.belief is not None:
+        doubt = review.belief.warning(run.config.selection)
+        if doubt is not None:
+            LOG.warning("Round %d: %s", number, doubt)
     if review.belief is not None and review.belief.sources:
         shares = sorted(review.belief.sources.items(), key=lambda one: -one[1].value)[
             :SOURCES_SHOWN

@@ -80,6 +80,8 @@ def test_every_round_weighs_all_pairs(weighed: tuple[Path, str]) -> None:
         assert summary["label_errors_by"]["b"][0] > summary["label_errors_by"]["a"][0]
         assert f"Round {number}, selection: by external: it gives the labels " in said
         assert "and it finds wrong ones; wrong labels: " in summary["selection"]
+        doubted = f"Round {number}: the gate of sera.selection opened although" in said
+        assert doubted == (summary["agreement"] < 0.54)
         assert ("accuracy_train" in summary) == (number > 1)
     first = pq.read_table(rounds[0] / "margins.parquet")
     assert not np.any(first["margin"].to_numpy())

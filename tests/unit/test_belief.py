@@ -267,6 +267,23 @@ def test_the_gate_does_not_ask_the_policys_margin() -> None:
     assert found.verdict == gate(signal, Calibration.fit(signal))
 
 
+def test_a_gate_that_opened_narrowly_is_named() -> None:
+    """At 40% wrong labels a good signal agrees with them as little as one that knows nothing."""
+    settings = SelectionConfig(**WEIGHT)
+    narrow, wide = (judged(simulated(3000, 1.2, error)[0]) for error in (0.4, 0.2))
+    assert narrow.verdict.open
+    assert wide.verdict.open
+    assert narrow.verdict.agreement < 0.54 < wide.verdict.agreement
+    said = narrow.warning(settings)
+    assert said is not None
+    assert f"external gives the labels only {100 * narrow.verdict.agreement:.1f}% on" in said
+    assert wide.warning(settings) is None
+    assert narrow.warning(SelectionConfig(**WEIGHT, gate=False)) is None, "it was not asked"
+    closed = judged(simulated(3000, 1.2, 0.0)[0])
+    assert closed.warning(settings) is None
+    assert narrow.warning(SelectionConfig(by="external")) is None, "`keep` says how many stay"
+
+
 def test_sources_have_shares_of_their_own() -> None:
     good, _ = simulated(500, 1.2, 0.0, seed=1)
     bad, _ = simulated(500, 1.2, 0.4, seed=2)
