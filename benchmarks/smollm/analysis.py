@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
+from benchmarks.smollm.page import markdown
 from sera_plugin.scoring.contrast import combined
 
 LIKE = (0.6, 1.7)
@@ -121,22 +122,22 @@ def table(lines: list[dict[str, Any]]) -> str:
     }
     heads = [f"right, {name} ({mask.sum()})" for name, mask in strata.items()]
     heads += [f"AUC, all ({len(lines)})", f"Spearman with the judge's difference ({known.sum()})"]
-    out = [f"{len(lines)} pairs of {len(np.unique(questions))} questions.", ""]
-    out += ["| signal | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    rows = []
     for name, values in signals(lines).items():
         cells = [
-            cell(interval(lambda rows, v=values: right(v[rows]), questions, mask))  # type: ignore[misc]
+            cell(interval(lambda some, v=values: right(v[some]), questions, mask))  # type: ignore[misc]
             for mask in strata.values()
         ]
-        cells.append(cell(interval(lambda rows, v=values: auc(v[rows]), questions, everything)))  # type: ignore[misc]
+        cells.append(cell(interval(lambda some, v=values: auc(v[some]), questions, everything)))  # type: ignore[misc]
         cells.append(
             cell(
                 interval(
-                    lambda rows, v=values: float(spearmanr(v[rows], judge[rows])[0]),  # type: ignore[misc]
+                    lambda some, v=values: float(spearmanr(v[some], judge[some])[0]),  # type: ignore[misc]
                     questions,
                     known,
                 )
             )
         )
-        out.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(out)
+        rows.append([name, *cells])
+    about = f"{len(lines)} pairs of {len(np.unique(questions))} questions."
+    return f"{about}\n\n{markdown(['signal', *heads], rows)}"

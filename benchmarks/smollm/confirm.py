@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from benchmarks.smollm.analysis import LIKE, auc, cell, interval, judged, right, signals
+from benchmarks.smollm.page import markdown
 
 FIRST = 300
 """Pairs that wordings were chosen on; those stored after them confirm it or don't."""
@@ -100,7 +101,7 @@ def confirmation(lines: list[dict[str, Any]]) -> str:
             cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*beyond))
         rows.append([name, *cells])
     heads += [f"AUC, all ({later.sum()})", "a, beside length"]
-    return _table(["signal", *heads], rows)
+    return markdown(["signal", *heads], rows)
 
 
 def audit(lines: list[dict[str, Any]]) -> str:
@@ -122,7 +123,7 @@ def audit(lines: list[dict[str, Any]]) -> str:
         rows.append([name, cell(weak), *turned])
     heads = [f"weak pairs (by chance {WEAK:.0%})"]
     heads += [f"turned labels, if {share:.0%} were turned" for share in TURNED]
-    return _table([f"signal, the {SUSPECT:.0%} most suspect", *heads], rows)
+    return markdown([f"signal, the {SUSPECT:.0%} most suspect", *heads], rows)
 
 
 def _share(
@@ -132,9 +133,3 @@ def _share(
     mask: np.ndarray,
 ) -> str:
     return cell(interval(lambda rows: statistic(values[rows]), questions, mask))
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    filled = [[*row, *["–"] * (len(heads) - len(row))] for row in rows]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in filled)])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.smollm.analysis import cell
-from benchmarks.smollm.page import fill
+from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task_report import mean, signed
 
 BASE = "dpo"
@@ -70,12 +70,9 @@ def text(lines: Sequence[Line]) -> str:
     for labels in dict.fromkeys(line["labels"] for line in lines):
         some = [line for line in lines if line["labels"] == labels]
         base = {line["seed"]: line for line in some if line["arm"] == BASE}
-        out += [f"**{labels}**", "", "| " + " | ".join(heads) + " |"]
-        out += ["| --- " * len(heads) + "|"]
-        for arm in dict.fromkeys(line["arm"] for line in some):
-            cells = row([line for line in some if line["arm"] == arm], base)
-            out.append("| " + " | ".join(cells) + " |")
-        out.append("")
+        arms = dict.fromkeys(line["arm"] for line in some)
+        rows = [row([line for line in some if line["arm"] == arm], base) for arm in arms]
+        out += [f"**{labels}**", "", markdown(heads, rows), ""]
     fewest = min(len({line["seed"] for line in lines if line["arm"] == arm}) for arm in
                  {line["arm"] for line in lines})  # fmt: skip
     if fewest < WANTED:

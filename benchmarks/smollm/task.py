@@ -11,6 +11,7 @@ stored is not done again; a run that is cut by the time goes on from its last ch
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -83,24 +84,50 @@ def sample(task: Task, analyse: Analyse) -> tuple[float, list[Pair], list[Pair]]
     return floor, pairs[: task.pairs], held[: task.held_out]
 
 
-def margins(task: Task, folder: Path, held: Sequence[Pair]) -> Iterator[float]:
-    """The log-ratio margin of every held-out pair under a trained policy, in fp32, nats."""
+def margins(task: Task, folder: Path, held: Sequence[Pair]) -> np.ndarray:
+    """The log-ratio margin of every held-out pair under a trained policy, fp32, nats, shape (n,).
+
+    The reference's log-probs are stored: every policy of the task has the same reference.
+    """
+    path = task.work / f"reference-{task.seed}.jsonl"
+    known = {line["key"]: line["logps"] for line in stored(path)}
+    keys = [_key(pair) for pair in held]
+    left = [pair for pair, key in zip(held, keys, strict=True) if key not in known]
     model, tokenizer = load(task.model)
+    for some, found in _logps(task, model, tokenizer, left):
+        lines = [
+            {"key": _key(pair), "logps": two}
+            for pair, two in zip(some, found.tolist(), strict=True)
+        ]
+        append(path, lines)
+        known |= {line["key"]: line["logps"] for line in lines}
     policy = PeftModel.from_pretrained(model, folder).eval()
-    scorer = Scorer(Accelerator(cpu=True), PAD, None, token_budget=2048)
-    rows = [
-        (prompt_ids(pair.prompt, tokenizer), tokenizer(text + "<|im_end|>").input_ids)
-        for pair in held
-        for text in (pair.chosen, pair.rejected)
-    ]
-    with inference(policy):
-        for start in range(0, len(rows), 2 * CHUNK):
+    ours = np.concatenate([found for _, found in _logps(task, policy, tokenizer, held)])
+    ratios = ours - np.array([known[key] for key in keys])
+    result: np.ndarray = ratios[:, 0] - ratios[:, 1]
+    return result
+
+
+def _key(pair: Pair) -> str:
+    said = json.dumps([pair.prompt, pair.chosen, pair.rejected])
+    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _logps(
+    task: Task, model: Any, tokenizer: Any, pairs: Sequence[Pair]
+) -> Iterator[tuple[Sequence[Pair], np.ndarray]]:
+    """Some pairs at a time, with log-probs of chosen and rejected, shape (n, 2), nats."""
+    scorer = Scorer(Accelerator(cpu=True), PAD, None, token_budget=2048, shares=True)
+    with inference(model):
+        for start in range(0, len(pairs), CHUNK):
             task.check()
-            some = CompletionList(rows[start : start + 2 * CHUNK])
-            ours = scorer.logps(policy, some, "Held-out pairs").logps
-            with policy.disable_adapter():
-                theirs = scorer.logps(policy, some, "Reference").logps
-            yield from (ours - theirs).reshape(-1, 2) @ np.array([1.0, -1.0])
+            some = pairs[start : start + CHUNK]
+            rows = [
+                (prompt_ids(pair.prompt, tokenizer), tokenizer(text + "<|im_end|>").input_ids)
+                for pair in some
+                for text in (pair.chosen, pair.rejected)
+            ]
+            yield some, scorer.logps(model, CompletionList(rows), "Pairs").logps.reshape(-1, 2)
 
 
 def parts(lines: Sequence[dict[str, Any]], floor: float, analyse: Analyse) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.smollm.analysis import cell, interval
-from benchmarks.smollm.page import fill
+from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.sentiment import pairs_of, vader
 from benchmarks.smollm.task import RUNS, SAMPLES, stored
 
@@ -61,11 +61,11 @@ def is_go(run: dict[str, Any]) -> bool:
     return halves(run)[1].mean() >= LEAST_ACCURACY and change.mean() > ERRORS * error(change)
 
 
-def table(runs: list[dict[str, Any]]) -> list[str]:
+def table(runs: list[dict[str, Any]]) -> str:
     """A row for each learning rate."""
     heads = ["learning rate", "accuracy, first half", "accuracy, second half", "reward, change"]
     heads += [f"{name}, before → after" for name in PARTS[1:]]
-    out = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    rows = []
     for run in runs:
         cells = [f"{run['rate']:g}", *(cell(mean(half)) for half in halves(run))]
         cells.append(signed(mean(rise(run))))
@@ -73,8 +73,8 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
             before, after = (np.mean(run[when][name]) for when in ("before", "after"))
             cells.append(f"{before:.3f} → {after:.3f}" if name != "tokens" else
                          f"{before:.1f} → {after:.1f}")  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return out
+        rows.append(cells)
+    return markdown(heads, rows)
 
 
 def verdict(runs: list[dict[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def text(results: Path, packages: Path) -> str:
     most = max((run["pairs"], run["epochs"], run["date"]) for run in runs)
     shown = [run for run in runs if (run["pairs"], run["epochs"]) == most[:2]]
     about = f"{most[0]} pairs, {most[1]} epochs, {len(shown[0]['margins'])} held-out pairs."
-    return "\n".join([said, "", about, "", *table(shown), "", verdict(shown)])
+    return "\n".join([said, "", about, "", table(shown), "", verdict(shown)])
 
 
 def write_page(results: Path, page: Path, packages: Path) -> None:

@@ -63,7 +63,7 @@ class Task:
 
 
 SECONDS = "seconds"
-PLUGIN = "sera_plugin.SeRAPlugin"
+PLUGINS = ("sera_plugin.SeRAPlugin", "benchmarks.smollm.on_cpu.OnCpu")
 PLAIN: dict[str, Any] = {"selection": False, "bootstrap": False}
 """Plain DPO: the updates are the host's, computed without padding and with shared prompts."""
 
@@ -72,10 +72,9 @@ def config_of(
     task: Task, data: Path, folder: Path, sera: dict[str, Any], changes: dict[str, Any]
 ) -> dict[str, Any]:
     """The YAML of a run with a block ``sera:``, and what else ``changes``."""
-    half = torch.cuda.is_available()
     return {
         "base_model": str(task.model.resolve()),
-        "plugins": [PLUGIN],
+        "plugins": list(PLUGINS if not torch.cuda.is_available() else PLUGINS[:1]),
         "sera": sera,
         "rl": "dpo",
         "rl_beta": 0.1,
@@ -104,7 +103,7 @@ def config_of(
         "auto_resume_from_checkpoints": True,
         "logging_steps": 5,
         "seed": task.seed,
-        "bf16": half,
+        "bf16": True,
         **dict.fromkeys(("fp16", "tf32", "gradient_checkpointing"), False),
         **changes,
     }  # fmt: skip
@@ -146,7 +145,7 @@ def train(
                 [str(program), "train", str(path), "--launcher", "python"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | OFFLINE,
+                env=_environment(),
                 timeout=max(1.0, task.end - time.monotonic()),
                 check=False,
             ).returncode
@@ -159,6 +158,13 @@ def train(
         raise SystemExit(f"axolotl train left with {code}; {folder / 'train.log'} says why.")
     done.touch()
     return out
+
+
+def _environment() -> dict[str, str]:
+    """That of the run: offline, and with this repository's modules, of which one is a plugin."""
+    root = str(Path(__file__).resolve().parents[2])
+    modules = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | OFFLINE | {"PYTHONPATH": modules}
 
 
 def seconds(folder: Path) -> float:
