@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from benchmarks.smollm import sentiment, task_report
 from benchmarks.smollm.sentiment import pair_of, pairs_of, prompts, repeats, reward
 from benchmarks.smollm.task import append, parts, stored
+from benchmarks.smollm.task_train import Task, config_of
 
 
 def cheer(text: str) -> float:
@@ -133,6 +137,20 @@ def test_the_first_half_chooses_and_the_second_is_reported() -> None:
 
 def test_a_small_trial_gives_no_verdict() -> None:
     assert task_report.verdict([run(0.9, 1.0, pairs=16)]).startswith("**No verdict")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 is the host's own on a GPU")
+def test_bf16_on_a_cpu_takes_the_plugin(tmp_path: Path) -> None:
+    """The run's YAML names it, and transformers refuses bf16 on a CPU without its argument."""
+    task = Task(tmp_path, tmp_path, tmp_path, 8, 8, 1, 0, end=0.0)
+    config = config_of(task, tmp_path / "train.jsonl", tmp_path, {}, {})
+    module, _, name = config["plugins"][-1].rpartition(".")
+    given = getattr(import_module(module), name)().get_training_args(config)
+    assert config["bf16"]
+    made = TrainingArguments(output_dir=str(tmp_path), bf16=True, report_to=[], **given)
+    assert made.device.type == "cpu"
+    with pytest.raises(ValueError, match="use_cpu"):
+        TrainingArguments(output_dir=str(tmp_path), bf16=True, report_to=[])
 
 
 def test_the_page_says_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
