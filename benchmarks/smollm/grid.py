@@ -161,7 +161,7 @@ def main() -> None:
     add("--labels", nargs="+", choices=NOISES, default=list(NOISES))
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", nargs="+", type=int, default=list(range(5)))
-    add("--rate", type=float, default=5e-5, help="that stage 2 chose")
+    add("--rate", type=float, default=1e-4, help="that stage 2 chose")
     add("--drawn-from", type=int, default=1000)
     given = parser.parse_args()
     task = task_of(given, seed=0)
