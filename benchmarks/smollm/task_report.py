@@ -61,14 +61,21 @@ def is_go(run: dict[str, Any]) -> bool:
     return halves(run)[1].mean() >= LEAST_ACCURACY and change.mean() > ERRORS * error(change)
 
 
+def finished_alone(parts: dict[str, Any]) -> float:
+    """Mean reward of the answers that ended by themselves; NaN if none did."""
+    reward, done = (np.array(parts[name], dtype=float) for name in ("value", "finished"))
+    return float((reward * done).sum() / done.sum()) if done.any() else float("nan")
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """A row for each learning rate."""
     heads = ["learning rate", "accuracy, first half", "accuracy, second half", "reward, change"]
-    heads += [f"{name}, before → after" for name in PARTS[1:]]
+    heads += [f"{name}, before → after" for name in ("reward of finished answers", *PARTS[1:])]
     rows = []
     for run in runs:
         cells = [f"{run['rate']:g}", *(cell(mean(half)) for half in halves(run))]
         cells.append(signed(mean(rise(run))))
+        cells.append("{:.3f} → {:.3f}".format(*map(finished_alone, (run["before"], run["after"]))))
         for name in PARTS[1:]:
             before, after = (np.mean(run[when][name]) for when in ("before", "after"))
             cells.append(f"{before:.3f} → {after:.3f}" if name != "tokens" else

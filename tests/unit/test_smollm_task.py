@@ -135,6 +135,12 @@ def test_the_first_half_chooses_and_the_second_is_reported() -> None:
     assert said.startswith("**No go")
 
 
+def test_the_reward_of_answers_that_ended_by_themselves() -> None:
+    found = {"value": [[1.0, 0.0], [0.5, -1.0]], "finished": [[1.0, 0.0], [1.0, 0.0]]}
+    assert task_report.finished_alone(found) == 0.75
+    assert np.isnan(task_report.finished_alone(found | {"finished": [[0.0, 0.0]] * 2}))
+
+
 def test_a_small_trial_gives_no_verdict() -> None:
     assert task_report.verdict([run(0.9, 1.0, pairs=16)]).startswith("**No verdict")
 
