@@ -91,12 +91,12 @@ def margins(task: Task, folder: Path, held: Sequence[Pair]) -> np.ndarray:
     """
     path = task.work / f"reference-{task.seed}.jsonl"
     known = {line["key"]: line["logps"] for line in stored(path)}
-    keys = [_key(pair) for pair in held]
+    keys = [key_of(pair) for pair in held]
     left = [pair for pair, key in zip(held, keys, strict=True) if key not in known]
     model, tokenizer = load(task.model)
     for some, found in _logps(task, model, tokenizer, left):
         lines = [
-            {"key": _key(pair), "logps": two}
+            {"key": key_of(pair), "logps": two}
             for pair, two in zip(some, found.tolist(), strict=True)
         ]
         append(path, lines)
@@ -108,7 +108,8 @@ def margins(task: Task, folder: Path, held: Sequence[Pair]) -> np.ndarray:
     return result
 
 
-def _key(pair: Pair) -> str:
+def key_of(pair: Pair) -> str:
+    """Hash of a pair's prompt and answers: which of them make the pair depends on the floor."""
     said = json.dumps([pair.prompt, pair.chosen, pair.rejected])
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
