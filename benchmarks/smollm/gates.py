@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ from benchmarks.smollm.labels import NOISES, drawn, turned
 from benchmarks.smollm.model import load
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.sentiment import Pair, pairs_of, vader
-from benchmarks.smollm.signals import PROMPTS
-from benchmarks.smollm.task import RESULTS, SAMPLES, append, key_of, stored
+from benchmarks.smollm.signals import PROMPTS, prompts
+from benchmarks.smollm.task import append, key_of, stored
+from benchmarks.smollm.task_signals import add_options, as_pair, samples
 from sera_plugin.config.contrast import ContrastPrompts
 from sera_plugin.review.calibration import Calibration, weights
 from sera_plugin.review.gate import gate
-from sera_plugin.scoring.quality_prompt import QualityWriter
 from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
 
 STORED = "sentiment-contrast.jsonl"
@@ -53,14 +52,10 @@ def contrasts(
     """
     rows = []
     for pair in pairs:
-        sides = [tokenizer(text + "<|im_end|>").input_ids for text in (pair.chosen, pair.rejected)]
-        asked = [{"role": "user", "content": pair.prompt}]
-        for text in (opposite.positive, opposite.negative):
-            writer = QualityWriter.of(
-                text, opposite.placement, tokenizer, [tokenizer.chat_template]
-            )
-            ids = writer.ids(writer.write(asked, pair.key))
-            rows += [(ids, side) for side in sides]
+        as_stored = as_pair(pair, tokenizer)
+        for name, ids in prompts(as_stored, tokenizer, {"asked": opposite}):
+            if name != "none":
+                rows += [(ids, as_stored.chosen), (ids, as_stored.rejected)]
     found = scorer.logps(model, CompletionList(rows), "Contrast").logps.reshape(-1, 2, 2)
     raised: np.ndarray = found[:, 0] - found[:, 1]
     result: np.ndarray = raised[:, 0] - raised[:, 1]
@@ -143,19 +138,10 @@ def text(lines: Sequence[dict[str, Any]], pairs: Sequence[Pair]) -> str:
 def main() -> None:
     """Score pairs until there are enough or the time is up; write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
-    add("--packages", type=Path, default=Path("smollm-work/packages"))
-    add("--results", type=Path, default=RESULTS)
-    add("--wordings", nargs="+", choices=WORDINGS, default=list(WORDINGS))
-    add("--pairs", type=int, default=1000)
-    add("--minutes", type=float, default=60)
-    add("--page", type=Path, default=Path("docs/language-model.md"))
+    parser.add_argument("--wordings", nargs="+", choices=WORDINGS, default=list(WORDINGS))
+    add_options(parser, pairs=1000)
     given = parser.parse_args()
-    samples = stored(given.results / SAMPLES)
-    if not samples:
-        raise SystemExit("No answers are stored; `make smollm-task` samples them.")
-    pairs = pairs_of(samples, vader(given.packages))[1][: given.pairs]
+    pairs = pairs_of(samples(given.results), vader(given.packages))[1][: given.pairs]
     score(given, pairs)
     found = text(stored(given.results / STORED), pairs)
     print(found)

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -41,22 +42,36 @@ def as_pair(pair: sentiment.Pair, tokenizer: Tokenizer) -> Pair:
     return Pair(pair.key, row, *sides)
 
 
-def main() -> None:
-    """Score pairs until there are enough or the time is up; write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser, pairs: int) -> None:
+    """The options of the scripts that score pairs of the task, with how many by default."""
     add = parser.add_argument
     add("--model", type=Path, default=Path("smollm-work/SmolLM2-135M-Instruct"))
     add("--packages", type=Path, default=Path("smollm-work/packages"))
     add("--results", type=Path, default=RESULTS)
-    add("--pairs", type=int, default=256)
+    add("--pairs", type=int, default=pairs)
     add("--minutes", type=float, default=60)
     add("--page", type=Path, default=Path("docs/language-model.md"))
+
+
+def samples(results: Path) -> list[dict[str, Any]]:
+    """The stored answers.
+
+    Raises:
+        SystemExit: if there are none.
+    """
+    found = stored(results / SAMPLES)
+    if not found:
+        raise SystemExit("No answers are stored; `make smollm-task` samples them.")
+    return found
+
+
+def main() -> None:
+    """Score pairs until there are enough or the time is up; write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, pairs=256)
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
-    samples = stored(given.results / SAMPLES)
-    if not samples:
-        raise SystemExit("No answers are stored; `make smollm-task` samples them.")
-    _, _, held = sentiment.pairs_of(samples, sentiment.vader(given.packages))
+    _, _, held = sentiment.pairs_of(samples(given.results), sentiment.vader(given.packages))
     path = given.results / STORED
     done = {line["key"] for line in stored(path)}
     model, tokenizer = load(given.model, torch.bfloat16)
