@@ -83,6 +83,13 @@ class SelectionConfig(Block):
         description="Column that says who labelled a pair, or where it is from; the share of wrong "
         "labels is reported for each value of it.",
     )
+    trusted: Annotated[str, Field(max_length=200)] = Field(
+        default="",
+        json_schema_extra={"allowed": "the name of a column, or nothing"},
+        description="Column that is true for pairs whose labels were checked and are right, 20 or "
+        "more of them, picked at random. How much the signals of `by` know is then measured on "
+        "them: see docs/selection.md.",
+    )
     keep: (
         Keep
         | Literal["auto"]
@@ -243,7 +250,7 @@ class SelectionConfig(Block):
     def _as_before_signals(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where newer keys have no effect the block is written to ``run.json`` as before them."""
         asked = dict.fromkeys(("by", "use", "relabel_below", "gate", "sources"), self.believes)
-        asked |= {"signals": bool(self.signals)}
+        asked |= {"signals": bool(self.signals), "trusted": bool(self.trusted)}
         asked |= {"contrast": bool(self.asked) or self.contrast != ContrastConfig()}
         return {key: value for key, value in dump(self).items() if asked.get(key, True)}
 
@@ -288,6 +295,12 @@ def check_agreement(block: SelectionConfig) -> None:
         raise SeraConfigError(
             f"sera.selection.uncertainty: {block.uncertainty} can't be used with {by}, because it "
             "is subtracted from margins; remove one of the two."
+        )
+    if block.trusted and "margin" in block.by:
+        raise SeraConfigError(
+            f"sera.selection.trusted: {block.trusted} can't be used with {by}, because the policy "
+            "is trained on those pairs too and its margin knows their labels; judge by signals "
+            "from outside alone."
         )
     if block.use == "drop":
         return

@@ -21,6 +21,9 @@ from sera_plugin.runtime.errors import RuleError
 FEWEST = 20
 """Pairs of a source below which its share of wrong labels is not reported."""
 
+FEWEST_TRUSTED = 20
+"""Trusted pairs below which they can't say how strong a signal is."""
+
 
 @dataclass(frozen=True)
 class Belief:
@@ -81,6 +84,7 @@ def believe(
     margin: np.ndarray,
     signals: Mapping[str, np.ndarray],
     sources: Sequence[Any] | None = None,
+    trusted: np.ndarray | None = None,
 ) -> Belief:
     """What the signals of ``sera.selection.by`` say about the labels.
 
@@ -89,15 +93,16 @@ def believe(
         margin: ensembled margins, shape (n,).
         signals: the signals by their short names, shape (n,).
         sources: who labelled each pair, or None.
+        trusted: mask of the labels known to be right, shape (n,), or None.
 
     Raises:
         RuleError: if a signal has no finite number at all.
     """
-    scores = fused(settings.by, {"margin": margin, **signals})
-    calibration = Calibration.fit(scores)
+    scores = fused(settings.by, {"margin": margin, **signals}, trusted)
+    calibration = Calibration.fit(scores, trusted)
     alone = settings.outside in ((), tuple(settings.by))
     if alone:
-        verdict = gate(scores, calibration)
+        verdict = gate(scores, calibration, trusted)
     else:
         outside = fused(settings.outside, signals)
         verdict = gate(outside, Calibration.fit(outside))
@@ -106,6 +111,8 @@ def believe(
         unknown = np.full(len(scores), np.nan)
         return Belief(scores, unknown, np.ones(len(scores)), nothing, verdict, None)
     right = calibration.posterior(scores)
+    if trusted is not None:
+        right[trusted] = 1.0
     weight, flipped, kept = np.ones(len(scores)), nothing, scores
     if settings.changes_all:
         kept = np.nan_to_num(scores, nan=0.0)
@@ -116,12 +123,15 @@ def believe(
                 flipped = right < settings.relabel_below
             else:
                 kept = np.where(right < 0.5, np.nan, kept)
-    error = verdict.error if alone else calibration.error_share(scores)
-    by_source = _by_source(calibration, scores, sources) if sources is not None else {}
+    error = verdict.error if alone else calibration.error_share(scores, trusted)
+    doubted = scores if trusted is None else np.where(trusted, np.nan, scores)
+    by_source = _by_source(calibration, doubted, sources) if sources is not None else {}
     return Belief(kept, right, weight, flipped, verdict, error, by_source)
 
 
-def fused(names: Sequence[str], values: Mapping[str, np.ndarray]) -> np.ndarray:
+def fused(
+    names: Sequence[str], values: Mapping[str, np.ndarray], trusted: np.ndarray | None = None
+) -> np.ndarray:
     """What several signals say together, in log-odds; one signal stays in its own unit.
 
     With pₖ of signal k calibrated, Πpₖ / (Πpₖ + Π(1 − pₖ)) has the log-odds Σ aₖ·sₖ (arXiv
@@ -130,6 +140,7 @@ def fused(names: Sequence[str], values: Mapping[str, np.ndarray]) -> np.ndarray:
     Args:
         names: signals as the YAML names them.
         values: their numbers by their short names, shape (n,).
+        trusted: mask of the labels known to be right, shape (n,), or None.
 
     Raises:
         RuleError: if a signal has no finite number at all.
@@ -143,7 +154,7 @@ def fused(names: Sequence[str], values: Mapping[str, np.ndarray]) -> np.ndarray:
             )
     if len(found) == 1:
         return found[0]
-    fits = [Calibration.fit(numbers) for numbers in found]
+    fits = [Calibration.fit(numbers, trusted) for numbers in found]
     odds = [
         fit.log_odds(numbers) if fit is not None else numbers
         for fit, numbers in zip(fits, found, strict=True)

@@ -8,7 +8,8 @@ is wrong with probability ε:
     P(the label is right | s)    = (1 − ε)·p / [(1 − ε)·p + ε·(1 − p)]
 
 a and ε are those of the largest posterior density. log a has a normal prior, for few pairs hardly
-tell a weak signal from many wrong labels; ε in (0, ½) is flat in its logit.
+tell a weak signal from many wrong labels; ε in (0, ½) is flat in its logit. Of a label that is
+trusted ε is 0, so trusted labels say what a is, and the prior is wide beside them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from scipy.special import expit, log_expit, logit
 SLOPE, DEVIATION = 1.2, 0.3
 """Mean of a's prior, and standard deviation of log a's."""
 
+WIDE = 1.0
+"""Standard deviation of log a's prior beside trusted labels."""
+
 STARTS = (0.02, 0.1, 0.25, 0.4)
 """Values of ε that the search starts from."""
 
 
-SLOPES = (np.log(SLOPE) - 10 * DEVIATION, np.log(SLOPE) + 10 * DEVIATION)
+SLOPES = (np.log(SLOPE) - 3.0, np.log(SLOPE) + 3.0)
 """Between which log a is looked for where ε is given."""
 
 DROP = 1.92
@@ -57,6 +61,36 @@ class ErrorShare:
 
 
 @dataclass(frozen=True)
+class _Scores:
+    """Finite scores in root mean squares, of labels that may be wrong and of trusted ones."""
+
+    doubted: np.ndarray
+    trusted: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, trusted: np.ndarray | None, scale: float) -> _Scores:
+        known = np.isfinite(scores)
+        apart = np.zeros(len(scores), dtype=bool) if trusted is None else trusted
+        given = scores.astype(np.float64) / scale
+        return cls(given[known & ~apart], given[known & apart])
+
+    def log_likelihood(self, log_slope: float, doubt: float) -> float:
+        """At log a and the logit of 2ε, nats."""
+        slope = np.exp(log_slope)
+        agrees = slope * self.doubted
+        wrong = log_expit(doubt) - np.log(2)
+        right = np.log1p(-expit(doubt) / 2)
+        found = np.logaddexp(right + log_expit(agrees), wrong + log_expit(-agrees)).sum()
+        return float(found + log_expit(slope * self.trusted).sum())
+
+    def cost(self, log_slope: float, doubt: float) -> float:
+        """Minus the log of the posterior density."""
+        deviation = WIDE if len(self.trusted) else DEVIATION
+        prior = ((log_slope - np.log(SLOPE)) / deviation) ** 2 / 2
+        return float(prior - self.log_likelihood(log_slope, doubt))
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What scores say about labels.
 
@@ -71,51 +105,63 @@ class Calibration:
     error: float
 
     @classmethod
-    def fit(cls, scores: np.ndarray) -> Calibration | None:
+    def fit(cls, scores: np.ndarray, trusted: np.ndarray | None = None) -> Calibration | None:
         """The calibration of scores of any unit, or None if none of them is a number but 0.
 
         Args:
             scores: one per label, shape (n,); what is not finite is left out.
+            trusted: mask of the labels known to be right, shape (n,), or None.
         """
         known = scores[np.isfinite(scores)].astype(np.float64)
         scale = float(np.sqrt(np.mean(known**2))) if len(known) else 0.0
         if not scale > 0:
             return None
-        given = known / scale
+        given = _Scores.of(scores, trusted, scale)
         starts = [(np.log(SLOPE), float(logit(2 * error))) for error in STARTS]
-        found = [minimize(_cost, start, args=(given,), method="Nelder-Mead") for start in starts]
+        found = [
+            minimize(lambda at: given.cost(*at), start, method="Nelder-Mead") for start in starts
+        ]
         log_slope, doubt = min(found, key=lambda one: float(one.fun)).x
         return cls(scale, float(np.exp(log_slope)), float(expit(doubt)) / 2)
 
-    def error_share(self, scores: np.ndarray) -> ErrorShare:
+    def error_share(self, scores: np.ndarray, trusted: np.ndarray | None = None) -> ErrorShare:
         """ε of the scores that were fitted, with an interval over every a.
 
-        The prior on a counts in it, so it is only as good as that prior: few wrong labels under a
-        weak signal and many under a strong one give much the same scores.
+        The prior on a counts in it, so without trusted labels it is only as good as that prior:
+        few wrong labels under a weak signal and many under a strong one give much the same scores.
         """
-        given = scores[np.isfinite(scores)].astype(np.float64) / self.scale
+        given = _Scores.of(scores, trusted, self.scale)
 
         def cost(error: float) -> float:
             doubt = _doubt(error)
             found = minimize_scalar(
-                lambda log_slope: _cost(np.array([log_slope, doubt]), given),
+                lambda log_slope: given.cost(log_slope, doubt),
                 bounds=SLOPES,
                 method="bounded",
             )
             return float(found.fun)
 
-        return _interval(self.error, cost, len(given))
+        return _interval(self.error, cost, len(given.doubted))
+
+    def knows(self, scores: np.ndarray, trusted: np.ndarray | None = None) -> float:
+        """How much likelier the scores that were fitted are than under a = 0, nats.
+
+        Under a = 0 every label is as it is with probability ½.
+        """
+        given = _Scores.of(scores, trusted, self.scale)
+        nothing = (len(given.doubted) + len(given.trusted)) * np.log(2)
+        return float(given.log_likelihood(np.log(self.slope), _doubt(self.error)) + nothing)
 
     def error_share_of(self, scores: np.ndarray) -> ErrorShare:
         """ε of a part of the pairs, a being that of all, with an interval."""
-        given = scores[np.isfinite(scores)].astype(np.float64) / self.scale
+        given = _Scores.of(scores, None, self.scale)
 
         def cost(error: float) -> float:
-            return _cost(np.array([np.log(self.slope), _doubt(error)]), given)
+            return given.cost(np.log(self.slope), _doubt(error))
 
         found = minimize_scalar(cost, bounds=(0.0, 0.5), method="bounded")
         value = min((0.0, float(found.x), 0.5), key=cost)
-        return _interval(value, cost, len(given))
+        return _interval(value, cost, len(given.doubted))
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:
         """log p/(1 − p) = a·s / the root mean square, shape (n,); NaN where s is no number."""
@@ -144,17 +190,6 @@ def _interval(value: float, cost: Callable[[float], float], pairs: int) -> Error
     low = 0.0 if value == 0 or over(0.0) <= 0 else brentq(over, 0.0, value, xtol=1e-4)
     high = 0.5 if value == 0.5 or over(0.5) <= 0 else brentq(over, value, 0.5, xtol=1e-4)
     return ErrorShare(value, float(low), float(high), pairs)
-
-
-def _cost(at: np.ndarray, scores: np.ndarray) -> float:
-    """Minus the log of the posterior density, at log a and the logit of 2ε."""
-    log_slope, doubt = at
-    agrees = np.exp(log_slope) * scores
-    wrong = log_expit(doubt) - np.log(2)
-    right = np.log1p(-expit(doubt) / 2)
-    likelihood = np.logaddexp(right + log_expit(agrees), wrong + log_expit(-agrees)).sum()
-    prior = ((log_slope - np.log(SLOPE)) / DEVIATION) ** 2 / 2
-    return float(prior - likelihood)
 
 
 def weights(right: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Whether a signal may change a round: it must agree with the labels, and find wrong ones. Pure.
 
-A gate takes the prior of ``review.calibration`` for granted. A signal that is much weaker than that
-on clean labels looks like a good one on wrong labels, and opens it.
+Without trusted labels a gate takes the prior of ``review.calibration`` for granted: a signal that
+is much weaker than that on clean labels looks like a good one on wrong labels, and opens it. With
+them it asks only whether the signal knows anything: weights by a measured a hardly change clean
+labels.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Verdict:
         agreement: mean of p, how likely the signal takes each label to be right; ½ is chance.
         agreement_low: its lower bound of 95%.
         error: the share of wrong labels; None if the signal says nothing.
+        trusted: labels known to be right that the signal was measured on.
     """
 
     open: bool
@@ -39,19 +42,23 @@ class Verdict:
     agreement: float = float("nan")
     agreement_low: float = float("nan")
     error: ErrorShare | None = None
+    trusted: int = 0
 
     @property
     def doubtful(self) -> bool:
         """Whether the gate is open at an agreement that a signal knowing nothing may reach."""
-        return self.open and self.agreement < DOUBTFUL
+        return self.open and not self.trusted and self.agreement < DOUBTFUL
 
 
-def gate(scores: np.ndarray, calibration: Calibration | None) -> Verdict:
+def gate(
+    scores: np.ndarray, calibration: Calibration | None, trusted: np.ndarray | None = None
+) -> Verdict:
     """Whether scores may change a round.
 
     Args:
         scores: a signal above 0 where it speaks for the label, shape (n,); NaN where it is silent.
         calibration: their calibration, or None if they are all 0 or silent.
+        trusted: mask of the labels known to be right, shape (n,), or None.
     """
     if calibration is None:
         return Verdict(False, "it says nothing about any pair")
@@ -59,8 +66,15 @@ def gate(scores: np.ndarray, calibration: Calibration | None) -> Verdict:
     p = expit(log_odds[np.isfinite(log_odds)])
     mean = float(p.mean())
     low = mean - QUANTILE * float(p.std()) / float(np.sqrt(len(p)))
-    error = calibration.error_share(scores)
+    error = calibration.error_share(scores, trusted)
     agrees = f"it gives the labels {100 * mean:.1f}% on average, {100 * low:.1f}% or more"
+    if trusted is not None:
+        count = int(trusted[np.isfinite(scores)].sum())
+        if calibration.knows(scores, trusted) < QUANTILE**2 / 2:
+            why = f"{agrees}, and beside {count} trusted ones it may know nothing"
+            return Verdict(False, why, mean, low, error, count)
+        why = f"{agrees}, and {count} trusted ones say how much it knows"
+        return Verdict(True, why, mean, low, error, count)
     if not low > 0.5:
         why = f"{agrees}, so it agrees with them no better than chance"
         return Verdict(False, why, mean, low, error)

@@ -228,7 +228,10 @@ class Reviewer:
         if not selection.believes:
             return None
         sources = self.pairs.column(selection.sources) if selection.sources else None
-        return believe(selection, margin, signals, sources)
+        trusted = None
+        if selection.trusted:
+            trusted = np.array([value == 1 for value in self.pairs.column(selection.trusted)])
+        return believe(selection, margin, signals, sources, trusted)
 
     def _signals(
         self, number: int, policy: PairLogps, reference: PairLogps, own: np.ndarray

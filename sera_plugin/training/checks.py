@@ -20,6 +20,7 @@ from sera_plugin.host.checks import (
     rl_of,
 )
 from sera_plugin.host.loading import chat_templates
+from sera_plugin.review.belief import FEWEST_TRUSTED
 from sera_plugin.review.selection import rule_of
 from sera_plugin.runtime.errors import SeraConfigError
 from sera_plugin.sampling.engines import check_engine
@@ -27,6 +28,7 @@ from sera_plugin.scoring.quality_prompt import check_prompts, opposite_texts, op
 from sera_plugin.training.terms.term import settings_of, term_class
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
@@ -57,6 +59,7 @@ def check_data(cfg: Any, config: SeraConfig, meta: Any, tokenizer: PreTrainedTok
     held_out = held_out_count(config, len(dataset), meta.eval_dataset)
     check_dataset(cfg, config, dataset, held_out)
     check_scores(config, dataset.column_names)
+    check_trusted(config.selection.trusted, dataset)
     check_tokenizer(cfg, config, dataset, tokenizer)
     for asked in config.asked:
         templates = chat_templates(cfg, tokenizer)
@@ -133,6 +136,32 @@ def _check_lossdiff(cfg: Any, config: SeraConfig) -> None:
                 "policy has an optimizer of its own; allowed are one process or DDP, in bf16 or "
                 "fp32."
             )
+
+
+def check_trusted(name: str, dataset: Dataset) -> None:
+    """Check that a column says of enough pairs that their labels are trusted; "" is none.
+
+    Raises:
+        SeraConfigError: one sentence.
+    """
+    if not name:
+        return
+    key, names = f"sera.selection.trusted: {name}", dataset.column_names
+    if name not in names:
+        raise SeraConfigError(
+            f"{key} is no column of the training pairs, which have {', '.join(names)}; name the "
+            "column that is true for pairs whose labels were checked."
+        )
+    values = dataset.select_columns([name])[:][name]
+    odd = next((value for value in values if value not in (True, False, None)), None)
+    if odd is not None:
+        raise SeraConfigError(f"{key} holds {odd!r}; allowed are true, false and null.")
+    count = sum(value == 1 for value in values)
+    if count < FEWEST_TRUSTED:
+        raise SeraConfigError(
+            f"{key} is true for {count} of {len(dataset)} pairs; {FEWEST_TRUSTED} or more are "
+            "needed."
+        )
 
 
 def check_scores(config: SeraConfig, names: list[str]) -> None:

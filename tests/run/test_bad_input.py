@@ -388,6 +388,10 @@ LOSSDIFF: dict[str, Any] = {"selection": {"rule": "lossdiff_irm"}}
             "sera.selection.external.chosen: score_chosen is no column of the training pairs",
         ),
         (
+            {"sera": {"preset": "contrast", "selection": {"trusted": "checked"}}},
+            "sera.selection.trusted: checked is no column of the training pairs, which have",
+        ),
+        (
             {"sera": {"selection": {"rule": "nowhere:at_all"}}},
             "sera.selection.rule: nowhere:at_all can't be imported",
         ),

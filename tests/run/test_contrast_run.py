@@ -43,6 +43,36 @@ def judged(error: float) -> list[dict[str, Any]]:
     ]
 
 
+def test_trusted_pairs_say_how_strong_the_signal_is(
+    config: MakeConfig, run_cli: RunCli, tmp_path: Path
+) -> None:
+    rows = judged(0.1)
+    for number, row in enumerate(rows):
+        row["checked"] = number < 40 or None
+    data = tmp_path / "train.jsonl"
+    keys = {**OUTSIDE["selection"], "trusted": "checked"}
+    path = config(
+        datasets=[dataset_entry(assets.write_jsonl(data, rows))],
+        num_epochs=1,
+        sera={"preset": "contrast", "selection": keys},
+    )
+    said = run_cli("train", path, "--launcher", "python")
+    folder = output_dir(path) / "sera/round-01"
+    table = pq.read_table(folder / "margins.parquet").to_pydict()
+    prompts = pq.read_table(output_dir(path) / "sera/pairs.parquet").to_pydict()
+    trusted = {row["messages"][0]["content"] for row in rows if row["checked"]}
+    asked = dict(zip(prompts["example_id"], prompts["prompt"], strict=True))
+    mask = np.array([any(p in asked[i] for p in trusted) for i in table["example_id"]])
+    assert mask.sum() == 40
+    scores, right = np.array(table["signal_external"]), np.array(table["right"])
+    fit = Calibration.fit(scores, mask)
+    assert fit is not None
+    assert right == pytest.approx(np.where(mask, 1, fit.posterior(scores)))
+    assert table["weight"] == pytest.approx(weights(right))
+    assert "and 40 trusted ones say how much it knows; wrong labels: " in said
+    assert json.loads((folder / "summary.json").read_text())["gate_open"] == 1
+
+
 @pytest.fixture(scope="module")
 def weighed(config: MakeConfig, run_cli: RunCli, tmp_path_factory: Any) -> tuple[Path, str]:
     """A run whose judge finds wrong labels, and what it said."""

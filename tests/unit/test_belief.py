@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_calibration import simulated
@@ -24,6 +25,7 @@ from sera_plugin.review.calibration import Calibration, ErrorShare, weights
 from sera_plugin.review.gate import gate
 from sera_plugin.review.selection import History, choose
 from sera_plugin.runtime.errors import RuleError, SeraConfigError
+from sera_plugin.training.checks import check_trusted
 
 WEIGHT: dict[str, Any] = {"by": "external", "use": "weight"}
 NOTHING = np.zeros(0)
@@ -166,6 +168,104 @@ def test_many_wrong_labels_are_found(seed: int, slope: float, error: float) -> N
 def test_a_weak_signal_on_clean_labels_opens_it() -> None:
     """What the gate can't tell; docs/selection.md says so."""
     assert judged(simulated(2000, 0.4, 0.0)[0]).verdict.open
+
+
+# --- trusted labels -----------------------------------------------------------------------------
+
+
+def some_trusted(right: np.ndarray, count: int = 100) -> np.ndarray:
+    mask = np.zeros(len(right), dtype=bool)
+    mask[np.flatnonzero(right)[:count]] = True
+    return mask
+
+
+def judged_beside(scores: np.ndarray, trusted: np.ndarray, **keys: Any) -> Belief:
+    config = SelectionConfig(**{**WEIGHT, **keys})
+    return believe(config, scores * 0, {"external": scores}, trusted=trusted)
+
+
+def test_trusted_labels_keep_a_weak_signal_from_clean_ones() -> None:
+    """Of 20 draws each: without them a weak signal takes weight from right labels."""
+    taken = []
+    for seed in range(20):
+        scores, right = simulated(1000, 0.4, 0.0, seed)
+        for found in (judged(scores), judged_beside(scores, some_trusted(right))):
+            taken.append(float(found.weight.sum() ** 2 / (found.weight**2).sum() / 1000))
+    alone, beside = np.mean(taken[0::2]), np.mean(taken[1::2])
+    assert alone < 0.8
+    assert beside > 0.93
+
+
+def test_trusted_labels_let_a_signal_work_where_labels_are_wrong() -> None:
+    for seed in range(5):
+        scores, right = simulated(1000, 1.2, 0.3, seed)
+        found = judged_beside(scores, trusted := some_trusted(right))
+        assert found.verdict.open
+        assert found.error is not None
+        assert found.error.low < 1 - right[~trusted].mean() < found.error.high
+        assert (found.weight * right).sum() / found.weight.sum() > right.mean() + 0.05
+
+
+def test_beside_trusted_labels_a_signal_that_knows_nothing_stays_out() -> None:
+    draw = np.random.default_rng(0)
+    shut = []
+    for _ in range(40):
+        found = judged_beside(draw.normal(size=600), some_trusted(np.ones(600)))
+        shut.append(not found.verdict.open)
+        assert found.weight.min() > 0.4
+    assert sum(shut) >= 34
+
+
+def test_a_trusted_label_is_right() -> None:
+    scores, right = simulated(600, 1.5, 0.35, seed=3)
+    trusted = some_trusted(right, 40)
+    scores[np.flatnonzero(trusted)[0]] = np.nan
+    assert (scores[trusted] < 0).any()
+    names = ["a"] * 300 + ["b"] * 300
+    settings = SelectionConfig(**WEIGHT, sources="crowd")
+    found = believe(settings, scores * 0, {"external": scores}, names, trusted)
+    assert (found.right[trusted] == 1).all()
+    assert (found.weight[trusted] == found.weight.max()).all()
+    assert found.error is not None
+    assert found.error.pairs == 560
+    assert found.sources["a"].pairs + found.sources["b"].pairs == 560
+    assert not judged_beside(scores, trusted, use="relabel").flipped[trusted].any()
+    assert "39 trusted ones say how much it knows; wrong labels: " in found.text(settings)
+    assert found.verdict.trusted == 39
+    assert found.warning(settings) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["yes"] * 30, "sera.selection.trusted: ok holds 'yes'; allowed are true, false and null."),
+        ([1.0] * 29 + [0.5], "sera.selection.trusted: ok holds 0.5; allowed are true, false and"),
+        ([True] * 19 + [None], "sera.selection.trusted: ok is true for 19 of 20 pairs; 20 or more"),
+    ],
+)
+def test_a_column_that_says_too_little(values: list[Any], says: str) -> None:
+    with pytest.raises(SeraConfigError) as error:
+        check_trusted("ok", Dataset.from_dict({"ok": values}))
+    assert str(error.value).startswith(says)
+
+
+def test_a_column_of_marks() -> None:
+    marks = Dataset.from_dict({"ok": [True] * 20 + [False, None], "one": [1.0] * 20 + [0.0, None]})
+    for name in ("", "ok", "one"):
+        check_trusted(name, marks)
+
+
+def test_signals_are_fused_as_trusted_labels_measure_them() -> None:
+    """Of two signals, one right everywhere and one that knows nothing, the first decides."""
+    good, right = simulated(800, 3.0, 0.3, seed=5)
+    noise = np.random.default_rng(0).normal(size=800)
+    names, values = ["contrast", "external"], {"contrast": good, "external": noise}
+    trusted = some_trusted(right)
+    settings = SelectionConfig(by=names, use="weight")
+    found = believe(settings, good * 0, values, trusted=trusted)
+    scores = fused(names, values, trusted)
+    assert np.corrcoef(scores, good)[0, 1] > 0.95 > np.corrcoef(fused(names, values), good)[0, 1]
+    np.testing.assert_array_equal(found.scores, scores)
 
 
 # --- what becomes of pairs ----------------------------------------------------------------------
@@ -395,10 +495,11 @@ def test_the_preset() -> None:
 
 
 def test_a_block_without_the_new_keys_is_stored_as_before() -> None:
-    new = {"by", "use", "relabel_below", "gate", "sources", "signals", "contrast"}
+    new = {"by", "use", "relabel_below", "gate", "sources", "signals", "contrast", "trusted"}
     assert not new & block().selection.model_dump().keys()
     stored = block(by="contrast").selection.model_dump()
-    assert new - stored.keys() == {"signals"}
+    assert new - stored.keys() == {"signals", "trusted"}
+    assert block(by="contrast", trusted="ok").selection.model_dump()["trusted"] == "ok"
     assert SelectionConfig(**stored) == block(by="contrast").selection
 
 
@@ -429,6 +530,10 @@ def test_keeping_all_of_the_data_reviews_only_where_something_may_happen() -> No
         (
             {"by": ["margin", "contrast"], "uncertainty": 1.0},
             "sera.selection.uncertainty: 1.0 can't be used with sera.selection.by: [margin, con",
+        ),
+        (
+            {"by": ["margin", "contrast"], "trusted": "checked"},
+            "sera.selection.trusted: checked can't be used with sera.selection.by: [margin, contr",
         ),
         ({"by": "contast"}, "sera.selection.by: 'contast' is unknown; did you mean contrast?"),
         ({"by": ["contrast", "contrast"]}, "sera.selection.by: contrast is there twice; "),

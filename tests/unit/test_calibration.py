@@ -52,6 +52,36 @@ def test_simulated_labels_are_found_out(slope: float, error: float) -> None:
         assert right[part].mean() == pytest.approx(posterior[part].mean(), abs=0.08)
 
 
+@pytest.mark.parametrize(("slope", "error"), [(0.4, 0.0), (0.4, 0.3), (2.5, 0.0), (2.5, 0.3)])
+def test_trusted_labels_say_how_strong_a_signal_is(slope: float, error: float) -> None:
+    """Where the prior alone takes a weak signal for a good one on wrong labels."""
+    scores, right = simulated(6000, slope, error)
+    trusted = np.zeros(6000, dtype=bool)
+    trusted[np.flatnonzero(right)[:2000]] = True
+    found = Calibration.fit(scores, trusted)
+    assert found is not None
+    assert found.slope == pytest.approx(slope, rel=0.15, abs=0.12)
+    truth = 1 - right[~trusted].mean()
+    share = found.error_share(scores, trusted)
+    assert share.pairs == 4000
+    assert share.low - 0.01 < truth < share.high + 0.01
+    assert share.value == pytest.approx(truth, abs=0.12)
+    alone = Calibration.fit(scores)
+    assert alone is not None
+    if (slope, error) == (0.4, 0.0):
+        assert alone.error_share(scores).low > 0.15
+        assert share.value < 0.12
+
+
+def test_what_a_signal_knows_by_hand() -> None:
+    """Σ log p / ½ of trusted labels, Σ log (ε + (1 − 2ε)·p) / ½ of the others."""
+    calibration = Calibration(scale=2.0, slope=1.5, error=0.2)
+    scores, trusted = np.array([2.0, -4.0, np.nan]), np.array([True, False, True])
+    p = 1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(3.0))
+    expected = np.log(2 * p[0]) + np.log(2 * (0.2 + 0.6 * p[1]))
+    assert calibration.knows(scores, trusted) == pytest.approx(expected)
+
+
 def test_clean_labels_all_count() -> None:
     """The gate: with few wrong labels to be found, weights are near 1."""
     scores, _ = simulated(4000, 1.6, 0.0)
