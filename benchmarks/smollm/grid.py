@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.smollm.grid_report import write_page
-from benchmarks.smollm.labels import NOISES, Noise, drawn, found_by_round, labelled, turned
+from benchmarks.smollm.labels import NOISES, Noise, checked, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, vader
 from benchmarks.smollm.task import (
     SAMPLES,
@@ -31,28 +31,29 @@ from benchmarks.smollm.task import (
     task_of,
 )
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds, train
+from benchmarks.smollm.wordings import contrasts_of, seen
 
 RUNS = "sentiment-grid.jsonl"
 KEEP = 0.7
-TONE = {
-    "positive": "Answer in a cheerful and pleased tone:",
-    "negative": "Answer in a gloomy and displeased tone:",
-}
-"""What the task's reward asks for, and its opposite."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: the plugin's block, other keys of the YAML, and the share of pairs seen."""
+    """A way to train: the plugin's block, the share of pairs seen, and whose contrast they carry.
+
+    The contrast of the starting model doesn't change, so it is measured once, by ``gates``.
+    """
 
     sera: dict[str, Any]
-    changes: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
+    wording: str | None = None
 
 
+CONTRAST = {"preset": "contrast", "selection": {"by": "external", "external": {"margin": "seen"}}}
 ARMS = {
     "dpo": Arm(PLAIN),
-    "contrast": Arm({"preset": "contrast", "selection": {"contrast": {"prompts": [TONE]}}}),
+    "contrast": Arm(CONTRAST, wording="tone"),
+    "contrast-built-in": Arm(CONTRAST, wording="built-in"),
     "select": Arm({"preset": "select"}),
     "sera": Arm({"preset": "default"}),
     "random": Arm(PLAIN, share=KEEP),
@@ -89,18 +90,27 @@ class Data:
 def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> dict[str, Any]:
     """Train and judge one policy; the line that is stored."""
     how, noise = ARMS[arm], NOISES[name]
+    sera = how.sera
     pairs = drawn(data.pairs, task.pairs, seed)
     wrong = turned(pairs, noise, seed)
     kept = range(round(how.share * len(pairs)))
     rows = [labelled(pairs, wrong)[number].row() for number in kept]
-    changes = {"learning_rate": rate, "seed": seed, **how.changes}
+    if how.wording is not None:
+        contrasts = contrasts_of(task.results, how.wording)
+        for row, pair, one in zip(rows, pairs, wrong, strict=True):
+            row["seen"] = seen(pair, one, contrasts)
+        if noise.checked:
+            marks = checked(len(pairs), noise, seed)
+            rows = [{**row, "checked": bool(one)} for row, one in zip(rows, marks, strict=True)]
+            sera = {**sera, "selection": {**sera["selection"], "trusted": "checked"}}
+    changes = {"learning_rate": rate, "seed": seed}
     if arm == "robust":
         changes |= robust(noise)
     if how.share < 1:
         # As many updates as the arms that see all pairs.
         changes["num_epochs"] = round(task.epochs / how.share)
     folder = task.work / "grid" / f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
-    out = train(task, folder, rows, how.sera, changes)
+    out = train(task, folder, rows, sera, changes)
     before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
     after = fresh(task, out, data.asked, folder / "answers.jsonl")
     found = margins(task, out, data.second)

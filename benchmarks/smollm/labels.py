@@ -17,10 +17,14 @@ from benchmarks.smollm.sentiment import Pair
 
 @dataclass(frozen=True)
 class Noise:
-    """Share of turned labels; patterned: the closer two answers, the more often."""
+    """Share of turned labels; patterned: the closer two answers, the more often.
+
+    Some pairs may be checked, and their labels put right.
+    """
 
     share: float
     patterned: bool = False
+    checked: int = 0
 
 
 NOISES = {
@@ -29,6 +33,7 @@ NOISES = {
     "clean": Noise(0.0),
     "patterned-0.4": Noise(0.4, patterned=True),
     "patterned-0.2": Noise(0.2, patterned=True),
+    "turned-0.4-checked": Noise(0.4, checked=100),
 }
 ASKED = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
@@ -39,6 +44,13 @@ def drawn(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     return [pairs[number] for number in order]
 
 
+def checked(count: int, noise: Noise, seed: int) -> np.ndarray:
+    """Which of ``count`` pairs are checked, bool, picked at random."""
+    mask = np.zeros(count, dtype=bool)
+    mask[np.random.default_rng([seed, 3]).permutation(count)[: noise.checked]] = True
+    return mask
+
+
 def turned(pairs: Sequence[Pair], noise: Noise, seed: int) -> list[bool]:
     """Which labels are turned; one that is at one share is at every larger one."""
     if not noise.share:
@@ -47,7 +59,8 @@ def turned(pairs: Sequence[Pair], noise: Noise, seed: int) -> list[bool]:
     chance = np.full(len(pairs), noise.share)
     if noise.patterned:
         chance = errors_by_gap(np.array([pair.gap for pair in pairs]), noise.share)
-    return [bool(one) for one in draw < chance]
+    wrong = (draw < chance) & ~checked(len(pairs), noise, seed)
+    return [bool(one) for one in wrong]
 
 
 def labelled(pairs: Sequence[Pair], wrong: Sequence[bool]) -> list[Pair]:

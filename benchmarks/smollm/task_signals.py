@@ -20,12 +20,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from benchmarks.smollm import sentiment
 from benchmarks.smollm.analysis import table
-from benchmarks.smollm.grid import TONE
 from benchmarks.smollm.model import load
 from benchmarks.smollm.page import fill
 from benchmarks.smollm.signals import PROMPTS, Pair, scored
 from benchmarks.smollm.task import RESULTS, SAMPLES, stored
-from sera_plugin.config.contrast import ContrastPrompts
+from benchmarks.smollm.wordings import WORDINGS
 from sera_plugin.scoring.scorer import Scorer, inference
 
 STORED = "sentiment-signals.jsonl"
@@ -76,7 +75,7 @@ def main() -> None:
     done = {line["key"] for line in stored(path)}
     model, tokenizer = load(given.model, torch.bfloat16)
     scorer = Scorer(Accelerator(cpu=True), tokenizer.pad_token_id, None, token_budget=2048)
-    asked_for = {**PROMPTS, "tone": ContrastPrompts.model_validate(TONE)}
+    asked_for = {**PROMPTS, "tone": WORDINGS["tone"]}
     with path.open("a", encoding="utf-8") as lines, inference(model):
         for pair in held[: given.pairs]:
             if time.monotonic() > end:

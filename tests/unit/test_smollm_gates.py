@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.smollm import gates
-from benchmarks.smollm.gates import WORDINGS, rows, text
+from benchmarks.smollm.gates import Drawn, draw, rows, text
+from benchmarks.smollm.labels import NOISES
 from benchmarks.smollm.sentiment import Pair
-from benchmarks.smollm.task import key_of
-from sera_plugin.config import parse_block
+from benchmarks.smollm.task import append, key_of
+from benchmarks.smollm.wordings import CONTRASTS, seen
 
 
 def pairs(count: int) -> list[Pair]:
@@ -31,38 +35,51 @@ def knowing(some: list[Pair], slope: float) -> dict[str, float]:
     }
 
 
-def test_the_gate_opens_for_a_signal_that_knows_and_stays_closed_for_one_that_does_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(gates, "DRAWS", 10)
+def test_the_gate_opens_for_a_signal_that_knows_and_stays_closed_for_one_that_does_not() -> None:
     some = pairs(1000)
-    found = {(row[1], row[2]): row for row in rows("tone", some, knowing(some, 1.5))}
-    assert len(found) == 10
-    assert found["turned-0.4", "1000"][3] in ("9 of 10", "10 of 10")
-    assert found["clean", "1000"][3] == "0 of 10"
-    right = float(found["turned-0.4", "1000"][-1].rstrip("%")) / 100
-    assert right > 0.65, "weights lean to right labels, of which there are 60%"
-    blind = {(row[1], row[2]): row for row in rows("tone", some, knowing(some, 0.0))}
-    assert int(blind["turned-0.4", "1000"][3].split()[0]) <= 2
+
+    def told(slope: float, labels: str, checked: int = 0) -> list[Drawn]:
+        signal, noise = knowing(some, slope), replace(NOISES[labels], checked=checked)
+        return [draw(some, signal, noise, seed) for seed in range(10)]
+
+    noisy = told(1.5, "turned-0.4")
+    assert sum(one.opened for one in noisy) >= 8
+    assert np.mean([one.right for one in noisy]) > 0.65, "of 60% right labels"
+    assert np.mean([one.effective for one in noisy]) < 0.8
+    clean = told(1.5, "clean")
+    assert not any(one.opened for one in clean)
+    assert {one.effective for one in clean} == {1.0}
+    assert sum(one.opened for one in told(0.0, "turned-0.4")) <= 2
+    weak, beside = (told(0.4, "clean", checked) for checked in (0, 100))
+    assert np.mean([one.effective for one in weak]) < 0.85
+    assert np.mean([one.effective for one in beside]) > 0.93
 
 
-def test_what_is_not_scored_yet_is_said() -> None:
+def test_a_row_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "DRAWS", 2)
+    some = pairs(600)
+    found = list(rows("tone", some, knowing(some, 1.5)))
+    assert len({tuple(row[:4]) for row in found}) == len(found) == 20
+    assert ["tone", "clean", "600", "–", "0 of 2"] in [row[:5] for row in found]
+
+
+def test_what_is_not_scored_yet_is_said(tmp_path: Path) -> None:
     some = pairs(20)
     lines = [
         {"wording": "tone", "key": key, "contrast": value}
         for key, value in list(knowing(some, 1.0).items())[:7]
     ]
-    assert text(lines, some) == (
+    append(tmp_path / CONTRASTS, lines)
+    assert text(tmp_path, some) == (
         "tone: 7 of 20 pairs are scored. built-in: 0 of 20 pairs are scored."
     )
 
 
-def test_the_tone_is_that_of_the_arm() -> None:
-    from benchmarks.smollm.grid import ARMS
-
-    block = parse_block(ARMS["contrast"].sera)
-    assert list(block.selection.contrast.prompts) == [WORDINGS["tone"]]
-    assert block.selection.gate
+def test_a_contrast_is_turned_with_its_label() -> None:
+    one = pairs(1)[0]
+    assert [seen(one, wrong, {key_of(one): 1.5}) for wrong in (False, True)] == [1.5, -1.5]
+    with pytest.raises(SystemExit, match="is not stored"):
+        seen(one, False, {})
 
 
 def test_key_of_a_pair_is_of_its_answers_too() -> None:

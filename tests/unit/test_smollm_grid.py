@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.smollm import analysis, grid_report
 from benchmarks.smollm.grid import ARMS, robust
-from benchmarks.smollm.labels import NOISES, Noise, drawn, found_by_round, labelled, turned
+from benchmarks.smollm.labels import NOISES, Noise, checked, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Pair
+from benchmarks.smollm.wordings import WORDINGS
 from sera_plugin.config import parse_block
 
 
@@ -33,6 +34,16 @@ def test_a_label_that_is_turned_at_one_share_is_at_every_larger_one() -> None:
     assert not (few & ~many).any()
     assert turned(some, Noise(0.2), seed=3) != turned(some, Noise(0.2), seed=4)
     assert not any(turned(some, NOISES["clean"], seed=3))
+
+
+def test_labels_of_checked_pairs_are_right() -> None:
+    some = pairs(400)
+    wrong = np.array(turned(some, Noise(0.4), seed=3))
+    marked = checked(400, Noise(0.4, checked=100), seed=3)
+    assert marked.sum() == 100
+    found = turned(some, Noise(0.4, checked=100), seed=3)
+    assert found == (wrong & ~marked).tolist()
+    assert (wrong & marked).any()
 
 
 def test_patterned_errors_are_of_close_answers() -> None:
@@ -71,7 +82,12 @@ def test_a_review_is_joined_to_labels_by_the_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_blocks_of_the_arms_are_allowed(arm: str) -> None:
-    assert parse_block(ARMS[arm].sera) is not None
+    block = parse_block(ARMS[arm].sera)
+    assert block is not None
+    if ARMS[arm].wording is not None:
+        assert ARMS[arm].wording in WORDINGS
+        assert block.selection.reads_scores
+        assert block.selection.gate
     assert 0 < robust(NOISES["clean"])["dpo_label_smoothing"] < 0.5
 
 
