@@ -1,7 +1,8 @@
 """``python -m benchmarks.evidence.gates``: what `preset: contrast` would do, without training.
 
 Forward passes of the SFT model alone: the contrast of `good` with `any` on a regime's pairs, its
-calibration, and the package's own gate. Stored like the runs, in ``results/gates.jsonl``.
+calibration, and the package's own gate, without trusted pairs and with 100 of them. Stored like the
+runs, in ``results/gates.jsonl``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from benchmarks.evidence.data import make_data, make_sft
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, fingerprint
 from benchmarks.evidence.world import Prompts
-from sera_plugin.review.calibration import Calibration, weights
-from sera_plugin.review.gate import gate
+from sera_plugin.config.selection import SelectionConfig
+from sera_plugin.review.belief import believe
 
 KIND = "gates"
+CHECKED = (0, 100)
+"""Pairs whose labels are checked and put right, so that the gate can trust them."""
 REGIMES_SEEN = ("on-0.4", "on-0.2", "on-0.0", "patterned-0.4", "unasked-0.4", "unasked-0.2")
 
 
@@ -43,20 +46,22 @@ def main() -> None:
     results, settings = Results(args.results), Settings()
     for seed in args.seeds:
         for regime in args.regimes:
-            if key(regime, seed, settings) not in results.found:
-                found = verdict(regime, seed, settings, args.work)
-                results.add(found)
-                print(found, flush=True)
+            if any(key(regime, seed, settings, n) not in results.found for n in CHECKED):
+                for found in verdicts(regime, seed, settings, args.work):
+                    if found["key"] not in results.found:
+                        results.add(found)
+                        print(found, flush=True)
 
 
-def key(regime: str, seed: int, settings: Settings) -> str:
+def key(regime: str, seed: int, settings: Settings, checked: int = 0) -> str:
     """Key of what the gate said."""
     what = [KIND, fingerprint(), settings.identity(), REGIMES[regime].identity, seed]
+    what += [checked] if checked else []
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
 
 
-def verdict(regime: str, seed: int, settings: Settings, work: Path) -> dict[str, Any]:
-    """What the gate says of a regime's pairs, and how well the contrast finds flips.
+def verdicts(regime: str, seed: int, settings: Settings, work: Path) -> Iterator[dict[str, Any]]:
+    """What the gate says of a regime's pairs for each of ``CHECKED``, and how well flips are found.
 
     Args:
         regime: name of the regime.
@@ -70,17 +75,28 @@ def verdict(regime: str, seed: int, settings: Settings, work: Path) -> dict[str,
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     scores = contrasts(AutoModelForCausalLM.from_pretrained(model).eval(), rows)
     wrong = np.array([row["flipped"] for row in rows])
-    calibration = Calibration.fit(scores)
-    found = gate(scores, calibration)
-    weight = np.ones(len(scores))
-    if calibration is not None and found.open:
-        weight = weights(calibration.posterior(scores))
+    order = np.random.default_rng([seed, 13]).permutation(len(rows))
+    for checked in CHECKED:
+        marked = np.zeros(len(rows), dtype=bool)
+        marked[order[:checked]] = True
+        right = np.where(marked & wrong, -scores, scores)
+        yield {
+            "key": key(regime, seed, settings, checked),
+            "of": regime,
+            "seed": seed,
+            "checked": checked,
+            **said(right, wrong & ~marked, marked if checked else None),
+        }
+
+
+def said(scores: np.ndarray, wrong: np.ndarray, trusted: np.ndarray | None) -> dict[str, Any]:
+    """What the gate says of scores; weights are 1 where it is closed."""
+    settings = SelectionConfig(by=["external"], use="weight")
+    belief = believe(settings, scores * 0, {"external": scores}, trusted=trusted)
+    found, weight = belief.verdict, belief.weight
     return {
-        "key": key(regime, seed, settings),
         "regime": KIND,
         "arm": KIND,
-        "of": regime,
-        "seed": seed,
         "split": "report",
         "open": found.open,
         "why": found.why,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from benchmarks.evidence import goals
 from benchmarks.evidence.arm import FRESH_SEEDS, NEW_SEEDS
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.comparisons import FEWEST, HEAD, Row, compared
+from benchmarks.evidence.gates import CHECKED
 from benchmarks.evidence.gates import key as gate_key
 from benchmarks.evidence.plan import FRESH, JUDGES, RULES
 from benchmarks.evidence.regimes import REGIMES, TUNED_IN
@@ -70,7 +73,8 @@ OF_GATES = (
     "ones (AUC, 0.5 is chance), the share of wrong labels that it estimates (ε), the true one, and "
     "the share of right labels by weight, with all weights 1 where the gate is closed. Means over "
     "worlds with 95% intervals. Where it is closed the run is DPO with the same learning rate and "
-    "β. `python -m benchmarks.evidence.gates` repeats it."
+    "β. *Checked* are pairs picked at random whose labels were put right and are trusted "
+    "(`selection.trusted`). `python -m benchmarks.evidence.gates` repeats it."
 )
 
 OF_GOALS = (
@@ -141,19 +145,16 @@ def signals(summary: Summary) -> list[str]:
 
 def gates(summary: Summary) -> list[str]:
     """What the gate of the preset said in new worlds, from forward passes alone."""
-    rows = []
-    for regime in REGIMES:
-        found = [
-            record
-            for seed in FRESH_SEEDS
-            if (record := summary.results.found.get(gate_key(regime, seed, summary.settings)))
-        ]
+    rows, known, settings = [], summary.results.found, summary.settings
+    for regime, checked in product(REGIMES, CHECKED):
+        keys = [gate_key(regime, seed, settings, checked) for seed in FRESH_SEEDS]
+        found = [known[key] for key in keys if key in known]
         if not found:
             continue
         aucs = [one["auc"] for one in found if one["auc"] is not None]
         rows.append(
             (
-                regime,
+                f"{regime}, {checked} checked" if checked else regime,
                 f"{sum(one['open'] for one in found)} of {len(found)}",
                 str(Interval.of(aucs)).replace("+", "") if aucs else "-",
                 str(Interval.of([one["error"] for one in found])).replace("+", ""),

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sera_plugin.config import SelectionConfig
 from sera_plugin.data.candidates import Candidate
 from sera_plugin.data.columns import (
     BootstrappedPairs,
@@ -17,6 +18,7 @@ from sera_plugin.data.columns import (
 )
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.tables import RoundRecord
+from sera_plugin.review.belief import Belief
 from sera_plugin.review.memory import memory_text
 from sera_plugin.review.metrics import belief_text, guard_text, table_text, warn_of_set_aside
 from sera_plugin.review.review import Review
@@ -138,15 +140,7 @@ def publish(
         if part in summary:
             LOG.info("Round %d, %s: %s", number, part, summary[part])
     if review.belief is not None:
-        doubt = review.belief.warning(run.config.selection)
-        if doubt is not None:
-            LOG.warning("Round %d: %s", number, doubt)
-    if review.belief is not None and review.belief.sources:
-        shares = sorted(review.belief.sources.items(), key=lambda one: -one[1].value)[
-            :SOURCES_SHOWN
-        ]
-        said = "; ".join(f"{name} {share.text} of {share.pairs}" for name, share in shares)
-        LOG.info("Round %d, wrong labels by %s: %s", number, run.config.selection.sources, said)
+        _log_belief(number, review.belief, run.config.selection)
     folder = run.store.write_round(
         number,
         record,
@@ -161,6 +155,17 @@ def publish(
         *(folder, table_text(summaries)),
     )
     log_samples(bootstrapped_lines(review, run.pairs, tokenizer, beta), run.host.report_to, step)
+
+
+def _log_belief(number: int, belief: Belief, settings: SelectionConfig) -> None:
+    """Log whether the gate may be wrong, and how many labels of each source are."""
+    doubt = belief.warning(settings)
+    if doubt is not None:
+        LOG.warning("Round %d: %s", number, doubt)
+    if belief.sources:
+        shares = sorted(belief.sources.items(), key=lambda one: -one[1].value)[:SOURCES_SHOWN]
+        said = "; ".join(f"{name} {share.text} of {share.pairs}" for name, share in shares)
+        LOG.info("Round %d, wrong labels by %s: %s", number, settings.sources, said)
 
 
 def log_samples(
