@@ -52,6 +52,8 @@ class Belief:
         """What was found and what becomes of it, in a sentence."""
         name = ", ".join(map(title_of, settings.by))
         share = f"; wrong labels: {self.error.text}" if self.error else ""
+        if share and not self.verdict.trusted:
+            share += ", its strength taken from a prior"
         what = f"by {name}: {self.verdict.why}{share}"
         if not settings.changes_all:
             return f"{what}; `keep` says how many pairs stay."
@@ -75,7 +77,7 @@ class Belief:
             f"{100 * self.verdict.agreement:.1f}% on average: either more than a third of them "
             "are wrong, or it knows nothing of what they mean. Read the pairs it changed in "
             "`axolotl sera report` before you trust this run; a judge's scores (sera.selection.by: "
-            "external) can settle it."
+            "external) or pairs that you have checked (sera.selection.trusted) can settle it."
         )
 
 

@@ -231,6 +231,8 @@ def test_a_trusted_label_is_right() -> None:
     assert found.sources["a"].pairs + found.sources["b"].pairs == 560
     assert not judged_beside(scores, trusted, use="relabel").flipped[trusted].any()
     assert "39 trusted ones say how much it knows; wrong labels: " in found.text(settings)
+    assert "prior" not in found.text(settings)
+    assert "%], its strength taken from a prior; weights between " in judged(scores).text(settings)
     assert found.verdict.trusted == 39
     assert found.warning(settings) is None
 
