@@ -23,6 +23,11 @@ WANTED = 5
 Line = dict[str, Any]
 
 
+def kind_of(line: Line) -> tuple[str, int, int]:
+    """What arms must have in common to be compared: labels, pairs and epochs."""
+    return line["labels"], line["pairs"], line["epochs"]
+
+
 def right(line: Line) -> np.ndarray:
     """Whether each held-out pair is ordered as by the reward, ties as half."""
     found: np.ndarray = (np.sign(np.array(line["margins"])) + 1) / 2
@@ -67,12 +72,14 @@ def text(lines: Sequence[Line]) -> str:
     heads = ["arm", "seeds", "accuracy", "reward, change", "reward, against `dpo` (seeds)"]
     heads += ["KL", "AUC of turned labels, last review", "minutes of a core"]
     out = []
-    for labels in dict.fromkeys(line["labels"] for line in lines):
-        some = [line for line in lines if line["labels"] == labels]
+    for kind in dict.fromkeys(map(kind_of, lines)):
+        some = [line for line in lines if kind_of(line) == kind]
         base = {line["seed"]: line for line in some if line["arm"] == BASE}
         arms = dict.fromkeys(line["arm"] for line in some)
         rows = [row([line for line in some if line["arm"] == arm], base) for arm in arms]
-        out += [f"**{labels}**", "", markdown(heads, rows), ""]
+        labels, pairs, epochs = kind
+        size = f"{pairs} pairs, {'one epoch' if epochs == 1 else f'{epochs} epochs'}"
+        out += [f"**{labels}**, {size}", "", markdown(heads, rows), ""]
     fewest = min(len({line["seed"] for line in lines if line["arm"] == arm}) for arm in
                  {line["arm"] for line in lines})  # fmt: skip
     if fewest < WANTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def line(arm: str, seed: int, after: float, labels: str = "turned-0.4") -> dict[
     spread = np.random.default_rng(seed).normal(0, 0.01, 40)
     return {
         "labels": labels,
+        "pairs": 1000,
+        "epochs": 1,
         "arm": arm,
         "seed": seed,
         "margins": [1.0] * 30 + [-1.0] * 10,
@@ -111,7 +114,10 @@ def test_the_tables_are_of_differences_to_dpo_by_seed(monkeypatch: pytest.Monkey
     lines = [line("dpo", seed, 0.5) for seed in (0, 1)] + [line("select", 0, 0.75)]
     lines.append(line("select", 3, 9.0))  # no plain run of this seed
     found = grid_report.text(lines)
-    assert "**turned-0.4**" in found
+    assert "**turned-0.4**, 1000 pairs, one epoch" in found
+    other = grid_report.text([*lines, line("sera", 0, 0.9) | {"pairs": 512, "epochs": 2}])
+    assert "**turned-0.4**, 512 pairs, 2 epochs" in other
+    assert re.search(r"\| `sera` \| 1 \| \.75 \[[^|]+ \| \+0\.[^|]+ \| – \|", other)
     assert "| `dpo` | 2 | .75 [" in found
     assert "| +0.250 [+0.250, +0.250] (1) |" in found
     assert "margin 0.61" in found
