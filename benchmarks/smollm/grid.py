@@ -39,14 +39,21 @@ KEEP = 0.7
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: the plugin's block, the share of pairs seen, and whose contrast they carry.
+    """A way to train: the plugin's block, which pairs are seen, and whose contrast they carry.
 
     The contrast of the starting model doesn't change, so it is measured once, by ``gates``.
     """
 
     sera: dict[str, Any]
     share: float = 1.0
+    checked_alone: bool = False
     wording: str | None = None
+
+    def kept(self, count: int, noise: Noise, seed: int) -> list[int]:
+        """Which of ``count`` pairs are trained on."""
+        if self.checked_alone:
+            return [int(one) for one in np.flatnonzero(checked(count, noise, seed))]
+        return list(range(round(self.share * count)))
 
 
 CONTRAST = {"preset": "contrast", "selection": {"by": "external", "external": {"margin": "seen"}}}
@@ -58,9 +65,10 @@ ARMS = {
     "sera": Arm({"preset": "default"}),
     "random": Arm(PLAIN, share=KEEP),
     "robust": Arm(PLAIN),
+    "checked-alone": Arm(PLAIN, checked_alone=True),
     "pool-policy": Arm({"preset": "default", "bootstrap": {"pool": "policy"}}),
 }
-"""``robust`` is told the true share of wrong labels."""
+"""``robust`` is told the true share of wrong labels; ``checked-alone`` needs pairs that are."""
 
 
 def robust(noise: Noise) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
     sera = how.sera
     pairs = drawn(data.pairs, task.pairs, seed)
     wrong = turned(pairs, noise, seed)
-    kept = range(round(how.share * len(pairs)))
+    kept = how.kept(len(pairs), noise, seed)
     rows = [labelled(pairs, wrong)[number].row() for number in kept]
     if how.wording is not None:
         contrasts = contrasts_of(task.results, how.wording)
@@ -106,9 +114,9 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
     changes = {"learning_rate": rate, "seed": seed}
     if arm == "robust":
         changes |= robust(noise)
-    if how.share < 1:
+    if len(kept) < len(pairs):
         # As many updates as the arms that see all pairs.
-        changes["num_epochs"] = round(task.epochs / how.share)
+        changes["num_epochs"] = round(task.epochs * len(pairs) / len(kept))
     folder = task.work / "grid" / f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
     out = train(task, folder, rows, sera, changes)
     before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
@@ -157,6 +165,8 @@ def work(task: Task, given: argparse.Namespace) -> None:
     for seed in given.seeds:
         for name in given.labels:
             for arm in given.arms:
+                if ARMS[arm].checked_alone and not NOISES[name].checked:
+                    continue
                 if (name, arm, seed, given.rate, task.pairs, task.epochs) not in done:
                     line = run(task, name, arm, seed, given.rate, data)
                     append(task.results / RUNS, [line])

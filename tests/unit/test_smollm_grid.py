@@ -45,6 +45,9 @@ def test_labels_of_checked_pairs_are_right() -> None:
     found = turned(some, Noise(0.4, checked=100), seed=3)
     assert found == (wrong & ~marked).tolist()
     assert (wrong & marked).any()
+    arm = ARMS["checked-alone"]
+    assert arm.kept(400, Noise(0.4, checked=100), 3) == np.flatnonzero(marked).tolist()
+    assert ARMS["random"].kept(512, Noise(0.4), 3) == list(range(358))
 
 
 def test_patterned_errors_are_of_close_answers() -> None:
