@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.smollm.grid_report import write_page
+from benchmarks.smollm.grid_report import RATE, write_page
 from benchmarks.smollm.labels import NOISES, Noise, checked, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, vader
 from benchmarks.smollm.task import (
@@ -181,7 +181,7 @@ def main() -> None:
     add("--labels", nargs="+", choices=NOISES, default=list(NOISES))
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", nargs="+", type=int, default=list(range(5)))
-    add("--rate", type=float, default=1e-4, help="that stage 2 chose")
+    add("--rate", type=float, default=RATE, help="stage 2 chose the default")
     add("--drawn-from", type=int, default=1000)
     given = parser.parse_args()
     task = task_of(given, seed=0)

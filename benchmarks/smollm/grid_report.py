@@ -18,6 +18,8 @@ from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task_report import mean, signed
 
 BASE = "dpo"
+RATE = 1e-4
+"""The learning rate that stage 2 chose."""
 WANTED = 5
 """Seeds that are asked for."""
 Line = dict[str, Any]
@@ -28,6 +30,12 @@ def kind_of(line: Line) -> tuple[str, int, int]:
     return line["labels"], line["pairs"], line["epochs"]
 
 
+def name_of(line: Line) -> str:
+    """The arm of a run, with its learning rate if that is another than ``RATE``."""
+    name = f"`{line['arm']}`"
+    return name if line["rate"] == RATE else f"{name}, {line['rate']:g}"
+
+
 def right(line: Line) -> np.ndarray:
     """Whether each held-out pair is ordered as by the reward, ties as half."""
     found: np.ndarray = (np.sign(np.array(line["margins"])) + 1) / 2
@@ -36,14 +44,14 @@ def right(line: Line) -> np.ndarray:
 
 def row(lines: Sequence[Line], base: dict[int, Line]) -> list[str]:
     """The row of an arm, of its runs with one kind of labels."""
-    paired = [line for line in lines if line["seed"] in base and line["arm"] != BASE]
+    paired = [line for line in lines if line["seed"] in base and line is not base[line["seed"]]]
     against = "–"
     if paired:
         gaps = [np.array(one["after"]) - np.array(base[one["seed"]]["after"]) for one in paired]
         against = f"{signed(mean(np.mean(gaps, axis=0)))} ({len(paired)})"
     gains = [np.array(line["after"]) - np.array(line["before"]) for line in lines]
     return [
-        f"`{lines[0]['arm']}`",
+        name_of(lines[0]),
         str(len(lines)),
         cell(mean(np.mean([right(line) for line in lines], axis=0))),
         signed(mean(np.mean(gains, axis=0))),
@@ -74,15 +82,16 @@ def text(lines: Sequence[Line]) -> str:
     out = []
     for kind in dict.fromkeys(map(kind_of, lines)):
         some = [line for line in lines if kind_of(line) == kind]
-        base = {line["seed"]: line for line in some if line["arm"] == BASE}
-        arms = dict.fromkeys(line["arm"] for line in some)
-        rows = [row([line for line in some if line["arm"] == arm], base) for arm in arms]
+        base = {line["seed"]: line for line in some if name_of(line) == f"`{BASE}`"}
+        arms = dict.fromkeys(map(name_of, some))
+        rows = [row([line for line in some if name_of(line) == arm], base) for arm in arms]
         labels, pairs, epochs = kind
         size = f"{pairs} pairs, {'one epoch' if epochs == 1 else f'{epochs} epochs'}"
         out += [f"**{labels}**, {size}", "", markdown(heads, rows), ""]
-    fewest = min(len({line["seed"] for line in lines if line["arm"] == arm}) for arm in
-                 {line["arm"] for line in lines})  # fmt: skip
-    if fewest < WANTED:
+    seeds: dict[Any, set[int]] = {}
+    for line in lines:
+        seeds.setdefault((kind_of(line), name_of(line)), set()).add(line["seed"])
+    if min(map(len, seeds.values())) < WANTED:
         out.append(f"Fewer than {WANTED} seeds are run of some arms: no verdict.")
     return "\n".join(out).rstrip()
 

@@ -101,6 +101,7 @@ def line(arm: str, seed: int, after: float, labels: str = "turned-0.4") -> dict[
         "labels": labels,
         "pairs": 1000,
         "epochs": 1,
+        "rate": 1e-4,
         "arm": arm,
         "seed": seed,
         "margins": [1.0] * 30 + [-1.0] * 10,
@@ -125,4 +126,7 @@ def test_the_tables_are_of_differences_to_dpo_by_seed(monkeypatch: pytest.Monkey
     assert "| +0.250 [+0.250, +0.250] (1) |" in found
     assert "margin 0.61" in found
     assert "no verdict" in found
+    faster = grid_report.text([*lines, line("dpo", 0, 0.75) | {"rate": 3e-4}])
+    assert "| `dpo` | 2 | .75 [" in faster
+    assert re.search(r"\| `dpo`, 0\.0003 \| 1 \|[^|]+\|[^|]+\| \+0\.250 [^|]+\(1\) \|", faster)
     assert grid_report.text([]) == "No run is stored yet."
