@@ -49,6 +49,12 @@ class Arm:
     checked_alone: bool = False
     wording: str | None = None
 
+    def block(self, noise: Noise) -> dict[str, Any]:
+        """The plugin's block; a contrast trusts the pairs that are checked."""
+        if self.wording is None or not noise.checked:
+            return self.sera
+        return {**self.sera, "selection": {**self.sera["selection"], "trusted": "checked"}}
+
     def kept(self, count: int, noise: Noise, seed: int) -> list[int]:
         """Which of ``count`` pairs are trained on."""
         if self.checked_alone:
@@ -98,19 +104,18 @@ class Data:
 def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> dict[str, Any]:
     """Train and judge one policy; the line that is stored."""
     how, noise = ARMS[arm], NOISES[name]
-    sera = how.sera
     pairs = drawn(data.pairs, task.pairs, seed)
     wrong = turned(pairs, noise, seed)
     kept = how.kept(len(pairs), noise, seed)
-    rows = [labelled(pairs, wrong)[number].row() for number in kept]
+    as_labelled = labelled(pairs, wrong)
+    rows = [as_labelled[number].row() for number in kept]
     if how.wording is not None:
         contrasts = contrasts_of(task.results, how.wording)
         for row, pair, one in zip(rows, pairs, wrong, strict=True):
             row["seen"] = seen(pair, one, contrasts)
         if noise.checked:
-            marks = checked(len(pairs), noise, seed)
-            rows = [{**row, "checked": bool(one)} for row, one in zip(rows, marks, strict=True)]
-            sera = {**sera, "selection": {**sera["selection"], "trusted": "checked"}}
+            for row, one in zip(rows, checked(len(pairs), noise, seed), strict=True):
+                row["checked"] = bool(one)
     changes = {"learning_rate": rate, "seed": seed}
     if arm == "robust":
         changes |= robust(noise)
@@ -118,7 +123,7 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
         # As many updates as the arms that see all pairs.
         changes["num_epochs"] = round(task.epochs * len(pairs) / len(kept))
     folder = task.work / "grid" / f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
-    out = train(task, folder, rows, sera, changes)
+    out = train(task, folder, rows, how.block(noise), changes)
     before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
     after = fresh(task, out, data.asked, folder / "answers.jsonl")
     found = margins(task, out, data.second)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.smollm import gates
 from benchmarks.smollm.gates import Drawn, draw, rows, text
-from benchmarks.smollm.labels import NOISES
+from benchmarks.smollm.labels import NOISES, drawn
 from benchmarks.smollm.sentiment import Pair
 from benchmarks.smollm.task import append, key_of
 from benchmarks.smollm.wordings import CONTRASTS, seen
@@ -40,10 +40,10 @@ def test_the_gate_opens_for_a_signal_that_knows_and_stays_closed_for_one_that_do
 
     def told(slope: float, labels: str, checked: int = 0) -> list[Drawn]:
         signal, noise = knowing(some, slope), replace(NOISES[labels], checked=checked)
-        return [draw(some, signal, noise, seed) for seed in range(10)]
+        return [draw(drawn(some, 1000, seed), signal, noise, seed) for seed in range(10)]
 
     noisy = told(1.5, "turned-0.4")
-    assert sum(one.opened for one in noisy) >= 8
+    assert sum(one.opened for one in noisy) >= 9
     assert np.mean([one.right for one in noisy]) > 0.65, "of 60% right labels"
     assert np.mean([one.effective for one in noisy]) < 0.8
     clean = told(1.5, "clean")

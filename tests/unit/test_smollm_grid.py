@@ -86,8 +86,11 @@ def test_a_review_is_joined_to_labels_by_the_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_blocks_of_the_arms_are_allowed(arm: str) -> None:
-    block = parse_block(ARMS[arm].sera)
+    block = parse_block(ARMS[arm].block(NOISES["clean"]))
     assert block is not None
+    beside = parse_block(ARMS[arm].block(NOISES["turned-0.4-checked"]))
+    assert beside is not None
+    assert (beside.selection.trusted == "checked") == (ARMS[arm].wording is not None)
     if ARMS[arm].wording is not None:
         assert ARMS[arm].wording in WORDINGS
         assert block.selection.reads_scores
