@@ -37,7 +37,8 @@ help:
 	@echo "make demo-smollm  DPO and SeRA on it with real pairs, side by side, within half an hour"
 	@echo "make smollm-signals  how it ranks real pairs; up to an hour"
 	@echo "make smollm-task  whether DPO learns on it, with a known reward; hours, TASK='--minutes N'"
-	@echo "make evidence-smollm  arms with wrong labels on the same task; nights, GRID='--minutes N'"
+	@echo "make evidence-smollm  arms with wrong labels on the same task; nights, GRID='--minutes N',"
+	@echo "             or DEVICE=gpu, with or without Axolotl"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove what the demo made (not the environment)"
 
@@ -205,8 +206,15 @@ smollm-work/packages/.installed-reward: smollm-work/packages/.installed
 smollm-task: $(SMOLLM)/config.json smollm-work/packages/.installed-reward
 	$(RUN) python -m benchmarks.smollm.task $(TASK)
 
+# DEVICE=gpu takes the Python at hand and what it has, and smollm-work as it lies there; nothing is
+# installed.
+ifeq ($(DEVICE),gpu)
+evidence-smollm:
+	PATH="$(abspath $(BIN)):$$PATH" python -m benchmarks.smollm.grid --device gpu $(GRID)
+else
 evidence-smollm: $(SMOLLM)/config.json smollm-work/packages/.installed-reward
 	$(RUN) python -m benchmarks.smollm.grid $(GRID)
+endif
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -125,13 +125,12 @@ def draw(pairs: Sequence[Pair], signal: Mapping[str, float], noise: Noise, seed:
     settings = SelectionConfig(by=["external"], use="weight", gate=False)
     found = believe(settings, scores * 0, {"external": scores}, trusted=trusted)
     weight, error = found.weight, found.error
-    effective = weight.sum() ** 2 / (weight**2).sum() / len(pairs) if found.verdict.open else 1.0
     return Drawn(
         found.verdict.open,
         found.verdict.agreement,
         error.value if error is not None else float("nan"),
         float(weight[~wrong].sum() / weight.sum()),
-        float(effective),
+        found.effective if found.verdict.open else 1.0,
     )
 
 

@@ -13,11 +13,14 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from benchmarks.smollm.grid_report import RATE, write_page
+from benchmarks.smollm import task_train, torch_train
+from benchmarks.smollm.grid_report import AXOLOTL, RATE, TORCH, run_of, write_page
 from benchmarks.smollm.labels import NOISES, Noise, checked, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, vader
 from benchmarks.smollm.task import (
@@ -30,11 +33,12 @@ from benchmarks.smollm.task import (
     stored,
     task_of,
 )
-from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds, train
+from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds
 from benchmarks.smollm.wordings import contrasts_of, seen
 
 RUNS = "sentiment-grid.jsonl"
 KEEP = 0.7
+TRAINERS = {AXOLOTL: task_train.train, TORCH: torch_train.train}
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Data:
         return self.held[len(self.held) // 2 :]
 
 
-def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> dict[str, Any]:
-    """Train and judge one policy; the line that is stored."""
+def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Train and judge one policy; the line that is stored, which begins with what is wanted."""
+    name, arm, seed, rate = (wanted[key] for key in ("labels", "arm", "seed", "rate"))
     how, noise = ARMS[arm], NOISES[name]
     pairs = drawn(data.pairs, task.pairs, seed)
     wrong = turned(pairs, noise, seed)
@@ -122,8 +127,10 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
     if len(kept) < len(pairs):
         # As many updates as the arms that see all pairs.
         changes["num_epochs"] = round(task.epochs * len(pairs) / len(kept))
-    folder = task.work / "grid" / f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
-    out = train(task, folder, rows, how.block(noise), changes)
+    run_name = f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
+    by_host = wanted["trainer"] == AXOLOTL
+    folder = task.work / ("grid" if by_host else "grid-torch") / run_name
+    out = TRAINERS[wanted["trainer"]](task, folder, rows, how.block(noise), changes)
     before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
     after = fresh(task, out, data.asked, folder / "answers.jsonl")
     found = margins(task, out, data.second)
@@ -131,13 +138,9 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
         when: parts(lines, data.floor, data.analyse)
         for when, lines in (("before", before), ("after", after))
     }
+    is_wrong = {pair.prompt: one for pair, one in zip(pairs, wrong, strict=True)}
     return {
-        "labels": name,
-        "arm": arm,
-        "seed": seed,
-        "rate": rate,
-        "pairs": task.pairs,
-        "epochs": task.epochs,
+        **wanted,
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(seconds(folder)),
         "turned": sum(wrong),
@@ -148,9 +151,7 @@ def run(task: Task, name: str, arm: str, seed: int, rate: float, data: Data) -> 
             part: round(float(np.mean(values)), 4) for part, values in judged["after"].items()
         },
         "kl": [round(float(np.mean(line["ratio"])), 2) for line in after],
-        "review": found_by_round(
-            out, {pair.prompt: one for pair, one in zip(pairs, wrong, strict=True)}
-        ),
+        "review": found_by_round(out, is_wrong) if by_host else {},
     }
 
 
@@ -165,17 +166,14 @@ def work(task: Task, given: argparse.Namespace) -> None:
             f"There are {len(data.pairs)} pairs and {len(data.held)} held-out ones of "
             f"{task.pairs} and {task.held_out}; `make smollm-task` samples the others."
         )
-    known = ("labels", "arm", "seed", "rate", "pairs", "epochs")
-    done = {tuple(line[name] for name in known) for line in stored(task.results / RUNS)}
-    for seed in given.seeds:
-        for name in given.labels:
-            for arm in given.arms:
-                if ARMS[arm].checked_alone and not NOISES[name].checked:
-                    continue
-                if (name, arm, seed, given.rate, task.pairs, task.epochs) not in done:
-                    line = run(task, name, arm, seed, given.rate, data)
-                    append(task.results / RUNS, [line])
-                    print(json.dumps({key: line[key] for key in known}), flush=True)
+    done = set(map(run_of, stored(task.results / RUNS)))
+    for seed, name, arm in product(given.seeds, given.labels, given.arms):
+        wanted = {"labels": name, "arm": arm, "seed": seed, "rate": given.rate}
+        wanted |= {"pairs": task.pairs, "epochs": task.epochs, "trainer": given.trainer}
+        if run_of(wanted) in done or (ARMS[arm].checked_alone and not NOISES[name].checked):
+            continue
+        append(task.results / RUNS, [run(task, wanted, data)])
+        print(json.dumps(wanted), flush=True)
 
 
 def main() -> None:
@@ -187,6 +185,7 @@ def main() -> None:
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", nargs="+", type=int, default=list(range(5)))
     add("--rate", type=float, default=RATE, help="stage 2 chose the default")
+    add("--trainer", choices=TRAINERS, default=AXOLOTL if find_spec("axolotl") else TORCH)
     add("--drawn-from", type=int, default=1000)
     given = parser.parse_args()
     task = task_of(given, seed=0)

@@ -20,14 +20,21 @@ from benchmarks.smollm.task_report import mean, signed
 BASE = "dpo"
 RATE = 1e-4
 """The learning rate that stage 2 chose."""
+AXOLOTL, TORCH = "axolotl", "torch"
+"""What trains; lines that say nothing are of the former."""
 WANTED = 5
 """Seeds that are asked for."""
 Line = dict[str, Any]
 
 
-def kind_of(line: Line) -> tuple[str, int, int]:
-    """What arms must have in common to be compared: labels, pairs and epochs."""
-    return line["labels"], line["pairs"], line["epochs"]
+def kind_of(line: Line) -> tuple[str, int, int, str]:
+    """What arms must have in common to be compared: labels, pairs, epochs, and what trains."""
+    return line["labels"], line["pairs"], line["epochs"], line.get("trainer", AXOLOTL)
+
+
+def run_of(line: Line) -> tuple[Any, ...]:
+    """What tells a run from all others."""
+    return *kind_of(line), line["arm"], line["seed"], line["rate"]
 
 
 def name_of(line: Line) -> str:
@@ -85,8 +92,9 @@ def text(lines: Sequence[Line]) -> str:
         base = {line["seed"]: line for line in some if name_of(line) == f"`{BASE}`"}
         arms = dict.fromkeys(map(name_of, some))
         rows = [row([line for line in some if name_of(line) == arm], base) for arm in arms]
-        labels, pairs, epochs = kind
+        labels, pairs, epochs, trainer = kind
         size = f"{pairs} pairs, {'one epoch' if epochs == 1 else f'{epochs} epochs'}"
+        size += ", without Axolotl" if trainer == TORCH else ""
         out += [f"**{labels}**, {size}", "", markdown(heads, rows), ""]
     seeds: dict[Any, set[int]] = {}
     for line in lines:

@@ -67,9 +67,12 @@ def convert(packages: Path, folder: Path) -> None:
     beside.rename(folder)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Tokenizer]:
+def load(
+    folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[PreTrainedModel, Tokenizer]:
     """Model and tokenizer of a folder, for inference."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model.to(device)
     return model, AutoTokenizer.from_pretrained(folder)
 
 

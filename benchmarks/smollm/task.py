@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 
 from benchmarks.smollm.model import load
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, prompts, reward, vader
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, train
-from benchmarks.smollm.writer import PAD, Writer, prompt_ids
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from benchmarks.smollm.writer import Writer, prompt_ids, scorer_on
+from sera_plugin.scoring.scorer import CompletionList, inference
 
 RESULTS = Path("benchmarks/smollm/results")
 SAMPLES, RUNS = "sentiment-samples.jsonl", "sentiment-runs.jsonl"
@@ -69,7 +68,7 @@ def sample(task: Task, analyse: Analyse) -> tuple[float, list[Pair], list[Pair]]
             break
         task.check()
         if writer is None:
-            writer = Writer(*load(task.model, torch.bfloat16), task.seed)
+            writer = Writer(*load(task.model, torch.bfloat16, task.device), task.seed)
         made = writer.write(chunk, PER_PROMPT, PAIRED)
         append(path, made)
         lines += made
@@ -93,7 +92,7 @@ def margins(task: Task, folder: Path, held: Sequence[Pair]) -> np.ndarray:
     known = {line["key"]: line["logps"] for line in stored(path)}
     keys = [key_of(pair) for pair in held]
     left = [pair for pair, key in zip(held, keys, strict=True) if key not in known]
-    model, tokenizer = load(task.model)
+    model, tokenizer = load(task.model, device=task.device)
     for some, found in _logps(task, model, tokenizer, left):
         lines = [
             {"key": key_of(pair), "logps": two}
@@ -118,7 +117,7 @@ def _logps(
     task: Task, model: Any, tokenizer: Any, pairs: Sequence[Pair]
 ) -> Iterator[tuple[Sequence[Pair], np.ndarray]]:
     """Some pairs at a time, with log-probs of chosen and rejected, shape (n, 2), nats."""
-    scorer = Scorer(Accelerator(cpu=True), PAD, None, token_budget=2048, shares=True)
+    scorer = scorer_on(task.device, shares=True)
     with inference(model):
         for start in range(0, len(pairs), CHUNK):
             task.check()
@@ -161,7 +160,7 @@ def fresh(
     found = {line["key"]: line for line in stored(path)}
     left = [one for one in asked if one.key not in found]
     if left:
-        model, tokenizer = load(task.model, torch.bfloat16)
+        model, tokenizer = load(task.model, torch.bfloat16, task.device)
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder).eval()
         writer = Writer(model, tokenizer, task.seed)
@@ -225,11 +224,20 @@ def add_options(parser: argparse.ArgumentParser, pairs: int, epochs: int) -> Non
     add("--pairs", type=int, default=pairs)
     add("--held-out", type=int, default=512)
     add("--epochs", type=int, default=epochs)
+    add("--device", choices=("cpu", "gpu"), default="cpu")
     add("--page", type=Path, default=Path("docs/language-model.md"))
 
 
 def task_of(given: argparse.Namespace, seed: int) -> Task:
-    """What was asked for by these options; the time runs from now on."""
+    """What was asked for by these options; the time runs from now on.
+
+    Raises:
+        SystemExit: if there is no model, or no such device.
+    """
+    if not (given.model / "config.json").is_file():
+        raise SystemExit(f"There is no model in {given.model}; `make smollm` writes it.")
+    if given.device == "gpu" and not torch.cuda.is_available():
+        raise SystemExit("PyTorch finds no GPU for --device gpu.")
     return Task(
         model=given.model,
         results=given.results,
@@ -239,6 +247,7 @@ def task_of(given: argparse.Namespace, seed: int) -> Task:
         epochs=given.epochs,
         seed=seed,
         end=time.monotonic() + 60 * given.minutes,
+        device="cuda" if given.device == "gpu" else "cpu",
     )
 
 

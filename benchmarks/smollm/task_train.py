@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 OFFLINE = {
@@ -45,6 +44,7 @@ class Task:
         epochs: of each run.
         seed: of prompts, samples and training.
         end: when to stop, by the monotonic clock, seconds.
+        device: what trains and judges, ``cpu`` or ``cuda``.
     """
 
     model: Path
@@ -55,6 +55,7 @@ class Task:
     epochs: int
     seed: int
     end: float
+    device: str = "cpu"
 
     def check(self) -> None:
         """Raises TimeIsUp if it is."""
@@ -63,6 +64,7 @@ class Task:
 
 
 SECONDS = "seconds"
+BETA, LORA_R, LORA_ALPHA, WARMUP = 0.1, 16, 32, 0.1
 PLUGINS = ("sera_plugin.SeRAPlugin", "benchmarks.smollm.on_cpu.OnCpu")
 PLAIN: dict[str, Any] = {"selection": False, "bootstrap": False}
 """Plain DPO: the updates are the host's, computed without padding and with shared prompts."""
@@ -74,10 +76,10 @@ def config_of(
     """The YAML of a run with a block ``sera:``, and what else ``changes``."""
     return {
         "base_model": str(task.model.resolve()),
-        "plugins": list(PLUGINS if not torch.cuda.is_available() else PLUGINS[:1]),
+        "plugins": list(PLUGINS if task.device == "cpu" else PLUGINS[:1]),
         "sera": sera,
         "rl": "dpo",
-        "rl_beta": 0.1,
+        "rl_beta": BETA,
         "datasets": [
             {"path": str(data.resolve()), "split": "train", "type": "chat_template.default",
              "field_messages": "conversation"}
@@ -87,8 +89,8 @@ def config_of(
         "dataset_prepared_path": str(folder.resolve() / "prepared"),
         "output_dir": str(folder.resolve() / "out"),
         "adapter": "lora",
-        "lora_r": 16,
-        "lora_alpha": 32,
+        "lora_r": LORA_R,
+        "lora_alpha": LORA_ALPHA,
         "lora_dropout": 0.0,
         "lora_target_linear": True,
         "sequence_len": 256,
@@ -97,7 +99,7 @@ def config_of(
         "num_epochs": task.epochs,
         "optimizer": "adamw_torch",
         "lr_scheduler": "cosine",
-        "warmup_ratio": 0.1,
+        "warmup_ratio": WARMUP,
         "save_steps": 10,
         "save_total_limit": 1,
         "auto_resume_from_checkpoints": True,

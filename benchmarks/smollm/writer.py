@@ -20,6 +20,15 @@ MOST_TOKENS, TEMPERATURE = 64, 0.7
 END, PAD = 2, 0
 
 
+TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Most padded tokens of a batch that is scored."""
+
+
+def scorer_on(device: str, shares: bool = False) -> Scorer:
+    """What scores answers to the task's prompts on a device, ``cpu`` or ``cuda``."""
+    return Scorer(Accelerator(cpu=device == "cpu"), PAD, None, TOKENS[device], shares=shares)
+
+
 class Writer:
     """Samples answers from a model and finds their log-probs under the starting model.
 
@@ -31,8 +40,8 @@ class Writer:
 
     def __init__(self, model: Any, tokenizer: Any, seed: int) -> None:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
-        self.accelerator = Accelerator(cpu=True)
-        self.scorer = Scorer(self.accelerator, PAD, None, token_budget=2048)
+        self.scorer = scorer_on(model.device.type)
+        self.accelerator = self.scorer.accelerator
 
     def write(self, asked: Sequence[Asked], count: int, draw: int) -> list[dict[str, Any]]:
         """``count`` answers to every prompt, a dict each, by the numbers of drawing ``draw``."""

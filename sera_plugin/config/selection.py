@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -18,27 +15,13 @@ from pydantic import (
 from sera_plugin.config.contrast import ContrastConfig, ContrastPrompts
 from sera_plugin.config.external import ExternalConfig
 from sera_plugin.config.fields import MOST, Block, Count, Float
-from sera_plugin.config.parts import RULES, SIGNALS, title_of
+from sera_plugin.config.names import BY, By, RuleName, SignalName, check_differ
+from sera_plugin.config.parts import RULES, SIGNALS
 from sera_plugin.runtime.errors import SeraConfigError
 
 KEEP = 0.7
 Keep = Annotated[Count, Field(gt=0)] | Annotated[Float, Field(gt=0, le=MOST)]
 Percentile = Annotated[Float, Field(ge=0, le=100)]
-RuleName = Annotated[str, Field(max_length=500), AfterValidator(RULES.check)]
-SignalName = Annotated[
-    str,
-    Field(max_length=500, json_schema_extra={"anyOf": SIGNALS.schema["anyOf"]}),
-    AfterValidator(SIGNALS.check),
-]
-BY = replace(SIGNALS, key="sera.selection.by")
-By = Annotated[
-    list[Annotated[str, Field(max_length=500), AfterValidator(BY.check)]],
-    Field(min_length=1, max_length=20),
-    BeforeValidator(
-        lambda raw: [raw] if isinstance(raw, str) else raw,
-        json_schema_input_type=str | list[str],
-    ),
-]
 Fill = Literal["kept", "kept_and_bootstrapped", "next_best"]
 
 
@@ -236,9 +219,9 @@ class SelectionConfig(Block):
 
     @model_validator(mode="after")
     def _signals_differ(self) -> SelectionConfig:
-        _differ("sera.selection.signals", self.signals)
-        _differ("sera.selection.by", self.by)
-        _differ("sera.selection.by and signals", self.measured)
+        check_differ("sera.selection.signals", self.signals)
+        check_differ("sera.selection.by", self.by)
+        check_differ("sera.selection.by and signals", self.measured)
         return self
 
     @model_validator(mode="after")
@@ -267,15 +250,6 @@ class SelectionConfig(Block):
                 "whose percentiles say how many pairs are kept; remove the key."
             )
         return self
-
-
-def _differ(key: str, names: Sequence[str]) -> None:
-    titles = [title_of(name) for name in names]
-    twice = [title for title in titles if titles.count(title) > 1]
-    if twice:
-        raise SeraConfigError(
-            f"{key}: {twice[0]} is there twice; every signal needs a name of its own."
-        )
 
 
 def check_agreement(block: SelectionConfig) -> None:

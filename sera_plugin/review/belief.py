@@ -48,6 +48,11 @@ class Belief:
     error: ErrorShare | None
     sources: Mapping[str, ErrorShare] = field(default_factory=dict)
 
+    @property
+    def effective(self) -> float:
+        """Share of the pairs that count: (Σw)² / (n·Σw²)."""
+        return float(self.weight.sum() ** 2 / (self.weight**2).sum() / len(self.weight))
+
     def text(self, settings: SelectionConfig) -> str:
         """What was found and what becomes of it, in a sentence."""
         name = ", ".join(map(title_of, settings.by))

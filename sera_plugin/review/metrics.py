@@ -151,13 +151,13 @@ def _belief(review: Review) -> dict[str, float]:
     belief = review.belief
     if belief is None:
         return {}
-    verdict, weight = belief.verdict, belief.weight
+    verdict = belief.verdict
     found = {
         "agreement": verdict.agreement,
         "agreement_low": verdict.agreement_low,
         "gate_open": float(verdict.open),
-        "weight_zero": float((weight == 0).sum()),
-        "weight_effective": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
+        "weight_zero": float((belief.weight == 0).sum()),
+        "weight_effective": belief.effective,
     }
     if belief.error is not None:
         found["label_errors"] = belief.error.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -18,6 +19,21 @@ class SeraError(Exception):
 
 class SeraConfigError(SeraError, ValueError):
     """A config or dataset that SeRA can't work with; the message is one sentence."""
+
+
+def no_column(key: str, column: str, names: Iterable[str], holds: str) -> SeraConfigError:
+    """The error for a YAML key that names a column which the training pairs don't have.
+
+    Args:
+        key: the key.
+        column: what it names.
+        names: the columns that are there.
+        holds: what the column should hold, as a clause behind "name the column".
+    """
+    return SeraConfigError(
+        f"{key}: {column} is no column of the training pairs, which have {', '.join(names)}; name "
+        f"the column {holds}."
+    )
 
 
 class MissingPackageError(SeraError, RuntimeError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,12 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.runtime.shards import REFERENCE
-from sera_plugin.scoring.policies import Policies
 from sera_plugin.scoring.quality_pairs import QualityCompletions, QualityPairs, prompts_with
 from sera_plugin.scoring.quality_prompt import QualityWriter, opposite_writers
 from sera_plugin.scoring.scorer import CompletionList, Completions, Scorer
+
+if TYPE_CHECKING:
+    from sera_plugin.scoring.policies import Policies
 
 SAMPLE = 64
 """Prompts of D that an estimate of what the contrast takes looks at."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from sera_plugin.config import ExternalConfig
 from sera_plugin.data.margins import external_margins, missing_columns
 from sera_plugin.data.pairs import OfflineCompletions, OfflinePairs
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.scoring.quality_prompt import QualityWriter
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids of a prompt and of an answer."""

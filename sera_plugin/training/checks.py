@@ -22,7 +22,7 @@ from sera_plugin.host.checks import (
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.review.belief import FEWEST_TRUSTED
 from sera_plugin.review.selection import rule_of
-from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.errors import SeraConfigError, no_column
 from sera_plugin.sampling.engines import check_engine
 from sera_plugin.scoring.quality_prompt import check_prompts, opposite_texts, opposite_writers
 from sera_plugin.training.terms.term import settings_of, term_class
@@ -146,21 +146,19 @@ def check_trusted(name: str, dataset: Dataset) -> None:
     """
     if not name:
         return
-    key, names = f"sera.selection.trusted: {name}", dataset.column_names
-    if name not in names:
-        raise SeraConfigError(
-            f"{key} is no column of the training pairs, which have {', '.join(names)}; name the "
-            "column that is true for pairs whose labels were checked."
-        )
+    key = "sera.selection.trusted"
+    if name not in dataset.column_names:
+        holds = "that is true for pairs whose labels were checked"
+        raise no_column(key, name, dataset.column_names, holds)
     values = dataset.select_columns([name])[:][name]
     odd = next((value for value in values if value not in (True, False, None)), None)
     if odd is not None:
-        raise SeraConfigError(f"{key} holds {odd!r}; allowed are true, false and null.")
+        raise SeraConfigError(f"{key}: {name} holds {odd!r}; allowed are true, false and null.")
     count = sum(value == 1 for value in values)
     if count < FEWEST_TRUSTED:
         raise SeraConfigError(
-            f"{key} is true for {count} of {len(dataset)} pairs; {FEWEST_TRUSTED} or more are "
-            "needed."
+            f"{key}: {name} is true for {count} of {len(dataset)} pairs; {FEWEST_TRUSTED} or more "
+            "are needed."
         )
 
 
@@ -172,14 +170,8 @@ def check_scores(config: SeraConfig, names: list[str]) -> None:
     """
     sources = config.selection.sources
     if sources and sources not in names:
-        raise SeraConfigError(
-            f"sera.selection.sources: {sources} is no column of the training pairs, which have "
-            f"{', '.join(names)}; name the column that says who labelled a pair."
-        )
+        raise no_column("sera.selection.sources", sources, names, "that says who labelled a pair")
     if not config.selection.reads_scores:
         return
     for key, column in missing_columns(config.selection.external, names):
-        raise SeraConfigError(
-            f"sera.selection.external.{key}: {column} is no column of the training pairs, which "
-            f"have {', '.join(names)}; name the column that holds the scores."
-        )
+        raise no_column(f"sera.selection.external.{key}", column, names, "that holds the scores")

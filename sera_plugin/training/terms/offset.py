@@ -23,7 +23,7 @@ from pydantic import Field
 from sera_plugin.config import SeraConfig
 from sera_plugin.config.fields import Block, Float
 from sera_plugin.data.margins import external_margins, missing_columns
-from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.errors import no_column
 from sera_plugin.training.objective import Step
 from sera_plugin.training.terms.reading import by_row
 from sera_plugin.training.terms.term import Opening, Term, TermParts, noting
@@ -76,11 +76,8 @@ class Offset(Term):
         cls, settings: OffsetConfig, config: SeraConfig, cfg: Any, dataset: Any, tokenizer: Any
     ) -> None:
         for key, column in missing_columns(config.selection.external, dataset.column_names):
-            raise SeraConfigError(
-                f"sera.loss.offset needs scores, and sera.selection.external.{key}: {column} is no "
-                f"column of the training pairs, which have {', '.join(dataset.column_names)}; name "
-                "the column that holds them."
-            )
+            key = f"sera.loss.offset needs scores, and sera.selection.external.{key}"
+            raise no_column(key, column, dataset.column_names, "that holds them")
 
     def open_round(self, opening: Opening) -> None:
         scores, settings = self._scores, self.settings

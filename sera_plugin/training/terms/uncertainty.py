@@ -32,7 +32,7 @@ from sera_plugin.config.fields import Block, Float
 from sera_plugin.data.store import RunStore
 from sera_plugin.data.tables import ReviewTable
 from sera_plugin.review.selection import History
-from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.runtime.errors import SeraConfigError, no_column
 from sera_plugin.runtime.ranks import shared
 from sera_plugin.training.objective import Step
 from sera_plugin.training.terms.reading import by_row, check_reviews, check_signals
@@ -108,10 +108,7 @@ class Uncertainty(Term):
         if name is None:
             return
         if name not in dataset.column_names:
-            raise SeraConfigError(
-                f"{KEY}.column: {name} is no column of the training pairs, which have "
-                f"{', '.join(dataset.column_names)}."
-            )
+            raise no_column(f"{KEY}.column", name, dataset.column_names, "that holds the spreads")
         if not np.isfinite(over_members(dataset[name])).any():
             raise SeraConfigError(
                 f"{KEY}.column: {name} holds neither numbers from 0 nor lists of scores."
