@@ -171,7 +171,8 @@ def fit(
     batches = list(recipe.batches(len(examples)))
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0.0)
-    warmup = math.ceil(WARMUP * len(batches))
+    # The host rounds the warmup down.
+    warmup = int(WARMUP * len(batches))
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, len(batches))
     model.train()
     losses = []

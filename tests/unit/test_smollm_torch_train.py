@@ -73,7 +73,7 @@ def test_the_updates_are_those_of_the_host(folder: Path, tmp_path: Path, loss: s
     smoothing = 0.2 if loss == "robust" else 0.0
     config = DPOConfig(
         str(tmp_path), per_device_train_batch_size=BATCH // 2, gradient_accumulation_steps=2,
-        num_train_epochs=4, learning_rate=1e-2, warmup_steps=1, lr_scheduler_type="cosine",
+        num_train_epochs=12, learning_rate=1e-2, warmup_steps=1, lr_scheduler_type="cosine",
         beta=0.1, loss_type=[loss], label_smoothing=smoothing, use_cpu=True, report_to=[],
         save_strategy="no", optim="adamw_torch", bf16=False, gradient_checkpointing=False,
     )  # fmt: skip
@@ -93,14 +93,15 @@ def test_the_updates_are_those_of_the_host(folder: Path, tmp_path: Path, loss: s
     examples = examples_of(rows, np.ones(BATCH), tokenizer)
     with policy.disable_adapter():
         examples = with_reference(policy, examples, "cpu")
-    recipe = Recipe(1e-2, 4, seed=0, base=base_of(loss, smoothing))
+    recipe = Recipe(1e-2, 12, seed=0, base=base_of(loss, smoothing))
     losses = fit(policy, examples, recipe, check=lambda: None)
 
-    assert len(losses) == 4
+    assert len(losses) == 12
     assert losses[0] == pytest.approx(float(np.log(2)), abs=1e-3)
     moved = trained_weights(policy) - start
-    assert moved.abs().max() > 5e-3
-    assert (trained_weights(beside) - start - moved).abs().max() < 1e-5
+    largest = moved.abs().max()
+    assert largest > 0.03
+    assert (trained_weights(beside) - start - moved).abs().max() < 1e-3 * largest
 
 
 def test_a_pair_counts_by_its_weight(folder: Path) -> None:
