@@ -57,6 +57,8 @@ class Arm:
         fresh: it is reported on seeds from NEW_SEEDS on, and the others on those before.
         longer: its updates as a multiple of the regime's.
         near: the arm the best three points of whose grid are this one's; empty for all points.
+        checked: pairs, picked at random, whose labels are put right and which are marked.
+        alone: whether only these are trained on.
     """
 
     sera: Mapping[str, Any] | None = None
@@ -73,6 +75,8 @@ class Arm:
     fresh: bool = False
     longer: float = 1.0
     near: str = ""
+    checked: int = 0
+    alone: bool = False
 
     @property
     def grid(self) -> tuple[tuple[float, float], ...]:
@@ -101,7 +105,8 @@ class Arm:
 
     def rounds(self, regime: Regime) -> int:
         """Epochs until the updates are used up."""
-        first = math.ceil(int(regime.pairs * self.subset + 0.5) / BATCH)
+        size = self.checked if self.alone else int(regime.pairs * self.subset + 0.5)
+        first = math.ceil(size / BATCH)
         later = first
         if self.sera is not None:
             later = math.ceil(int(regime.pairs * _round_share(self.sera) + 0.5) / BATCH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.evidence import signals, terms
+from benchmarks.evidence import checked, signals, terms
 from benchmarks.evidence.arm import (
     ASKS_FOR_QUALITY,
     BY_REFERENCE,
@@ -160,4 +160,5 @@ ARMS: dict[str, Arm] = {
     "judge-gold-errors": _judged("gold_with_errors", "gold with 20% errors ranks them"),
     **terms.ARMS,
     **signals.ARMS,
+    **checked.ARMS,
 }

@@ -45,13 +45,15 @@ def make_sft(seed: int, settings: Settings, work: Path, asked: bool = True) -> P
 def data_key(run: Run) -> Hashable:
     """What the files of pairs of a run depend on, beside the settings."""
     arm = ARMS[run.arm]
-    return run.data, run.seed, arm.subset, arm.scored, arm.held_out
+    return run.data, run.seed, arm.subset, arm.scored, arm.held_out, arm.checked, arm.alone
 
 
 def make_data(run: Run, settings: Settings, work: Path) -> Path:
     """Write the pairs of a run, unless they are there."""
     arm = ARMS[run.arm]
-    path = _pairs_file(run, settings, work, f"-{arm.subset}" + ("-scored" if arm.scored else ""))
+    kind = f"-{arm.subset}" + ("-scored" if arm.scored else "")
+    kind += f"-checked-{arm.checked}" if arm.checked else ""
+    path = _pairs_file(run, settings, work, kind + ("-alone" if arm.alone else ""))
     if path.exists():
         return path
     rows = pairs.as_rows(_labelled(run, settings, work, run.data.pairs))
@@ -59,6 +61,9 @@ def make_data(run: Run, settings: Settings, work: Path) -> Path:
         draw = np.random.default_rng([run.seed, 3])
         count = int(len(rows) * arm.subset + 0.5)
         rows = [rows[i] for i in sorted(draw.permutation(len(rows))[:count])]
+    if arm.checked:
+        rows = pairs.checked(rows, arm.checked, run.seed)
+        rows = [row for row in rows if row["checked"]] if arm.alone else rows
     return _write(path, scored(World(run.seed), rows) if arm.scored else rows)
 
 

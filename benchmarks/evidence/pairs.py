@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -160,7 +162,19 @@ def as_rows(pairs: PairSet) -> list[dict[str, str | bool]]:
     ]
 
 
-def write_jsonl(path: Path, rows: list[dict[str, str | bool]]) -> None:
+def checked(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """The pairs with the labels of ``count``, picked at random, put right, and marked so."""
+    picked = set(np.random.default_rng([seed, 13]).permutation(len(rows))[:count].tolist())
+    found = []
+    for number, row in enumerate(rows):
+        if number in picked and row["flipped"]:
+            sides = {"chosen": row["rejected"], "rejected": row["chosen"], "flipped": False}
+            row = {**row, **sides}
+        found.append({**row, "checked": number in picked})
+    return found
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One JSON object per line; Axolotl reads ``prompt``, ``chosen`` and ``rejected``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

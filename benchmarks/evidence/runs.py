@@ -107,8 +107,9 @@ class Run:
     def _arm_key(self) -> dict[str, Any]:
         arm = ARMS[self.arm]
         changes = arm.config(REGIMES[self.regime], self.rate, self.beta, self.seed)
-        held_out = {"held_out": True} if arm.held_out else {}
-        return changes | {"subset": arm.subset, "clean": False} | held_out
+        others = {"held_out": True} if arm.held_out else {}
+        others |= {"checked": arm.checked, "alone": arm.alone} if arm.checked else {}
+        return changes | {"subset": arm.subset, "clean": False} | others
 
 
 class Results:

@@ -19,7 +19,8 @@ def robust(smoothing: float) -> dict[str, Any]:
     return {"dpo_loss_type": ["robust"], "dpo_label_smoothing": smoothing}
 
 
-def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
+def by_contrast(keep: Any, note: str, tuned_as: str = "", checked: int = 0, **keys: Any) -> Arm:
+    """Pairs judged by the contrast from the first round on; ``keys`` of ``sera.selection``."""
     selection = {"by": "contrast", "source": "training", "contrast": CONTRAST, **keys}
     return Arm(
         sera_block(keep=keep, fraction=0.0, warmup_rounds=0, selection=selection),
@@ -28,6 +29,7 @@ def _contrast(keep: Any, note: str, tuned_as: str = "", **keys: Any) -> Arm:
         fresh=True,
         near="dpo",
         tuned_as=tuned_as,
+        checked=checked,
     )
 
 
@@ -65,13 +67,13 @@ ARMS: dict[str, Arm] = {
         sera_block(fraction=0.0), tuned_as="select", note="selection only", fresh=True
     ),
     "sera-new": Arm(SHIPPED, tuned_as="sera", note="`preset: default`", fresh=True),
-    "contrast": _contrast(
+    "contrast": by_contrast(
         "auto",
         "`preset: contrast`: weights by the contrast from the first round on, gate",
         tuned_as="contrast-weight",
         use="weight",
     ),
-    "contrast-untuned": _contrast(
+    "contrast-untuned": by_contrast(
         "auto",
         "`preset: contrast` with the learning rate and β of `dpo-new`",
         tuned_as="dpo-new",
@@ -102,8 +104,8 @@ ARMS: dict[str, Arm] = {
         fresh=True,
         tuned_as="contrast-weight",
     ),
-    "contrast-drop": _contrast(KEEP, "70% kept by the contrast", use="drop"),
-    "contrast-relabel": _contrast("auto", "labels turned by the contrast, gate", use="relabel"),
+    "contrast-drop": by_contrast(KEEP, "70% kept by the contrast", use="drop"),
+    "contrast-relabel": by_contrast("auto", "labels turned by the contrast, gate", use="relabel"),
     "judge-drop": Arm(
         sera_block(fraction=0.0, warmup_rounds=0, selection=BY_JUDGE),
         note="70% kept by the scores of a judge with 20% errors",
