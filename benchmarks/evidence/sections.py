@@ -85,8 +85,9 @@ OF_CHECKED = (
     "`checked-alone`, which may have a third of them; it had the whole grid and the neighbours of "
     "its best point, as `dpo-new` did, whose learning rate and β `checked-dpo` takes. The two "
     "others take those of `contrast-weight`. In brackets the seeds; bold and p as above, over the "
-    "rows of this table."
+    "rows of this table. Pooled are the regimes whose SFT model was shown `good`."
 )
+
 OF_GOALS = (
     "What was to be reached, set before these runs: *holds* if the 95% interval lies above what "
     "was to be exceeded, *fails* if below. How both compare at equal distance is in the sweeps "
@@ -134,10 +135,9 @@ def terms(summary: Summary) -> list[str]:
 
 def signals(summary: Summary) -> list[str]:
     """Arms on new seeds, pooled and by regime, and what their signals knew."""
-    regimes = [r for r in NEWER if (r, "dpo-new") in summary.arms]
+    pooled, apart = _pooled_and_apart(summary, "dpo-new")
+    regimes = [*pooled, *apart]
     arms = [arm for arm in FRESH if arm != "dpo-new" and arm not in OF_HUNDRED]
-    apart = [regime for regime in regimes if not REGIMES[regime].asked]
-    pooled = [regime for regime in regimes if regime not in apart]
     rows = compared(summary, [(arm, "dpo-new") for arm in arms], pooled, apart)
     if not rows:
         return []
@@ -156,12 +156,18 @@ def signals(summary: Summary) -> list[str]:
 
 def checked_labels(summary: Summary) -> list[str]:
     """What can be made of a hundred checked labels."""
-    regimes = [r for r in NEWER if (r, "checked-dpo") in summary.arms]
-    rows = compared(summary, COMPARED, regimes)
+    pooled, apart = _pooled_and_apart(summary, "checked-dpo")
+    rows = compared(summary, COMPARED, pooled, apart)
     if not rows:
         return []
     text = f"## A hundred checked labels\n\n{OF_CHECKED}\n\n"
-    return [text + table((*HEAD, *regimes), rows)]
+    return [text + table((*HEAD, *pooled, *apart), rows)]
+
+
+def _pooled_and_apart(summary: Summary, arm: str) -> tuple[list[str], list[str]]:
+    """Regimes that an arm has run in: where the SFT model was shown `good`, and the others."""
+    found = [regime for regime in NEWER if (regime, arm) in summary.arms]
+    return [r for r in found if REGIMES[r].asked], [r for r in found if not REGIMES[r].asked]
 
 
 def gates(summary: Summary) -> list[str]:
