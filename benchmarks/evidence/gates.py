@@ -23,6 +23,7 @@ from benchmarks.evidence import vocabulary as words
 from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
 from benchmarks.evidence.data import make_data, make_sft
+from benchmarks.evidence.pairs import picked
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Run, Settings, fingerprint
 from benchmarks.evidence.world import Prompts
@@ -75,10 +76,8 @@ def verdicts(regime: str, seed: int, settings: Settings, work: Path) -> Iterator
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     scores = contrasts(AutoModelForCausalLM.from_pretrained(model).eval(), rows)
     wrong = np.array([row["flipped"] for row in rows])
-    order = np.random.default_rng([seed, 13]).permutation(len(rows))
     for checked in CHECKED:
-        marked = np.zeros(len(rows), dtype=bool)
-        marked[order[:checked]] = True
+        marked = picked(len(rows), checked, seed)
         right = np.where(marked & wrong, -scores, scores)
         yield {
             "key": key(regime, seed, settings, checked),

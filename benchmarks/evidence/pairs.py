@@ -162,15 +162,21 @@ def as_rows(pairs: PairSet) -> list[dict[str, str | bool]]:
     ]
 
 
+def picked(total: int, count: int, seed: int) -> np.ndarray:
+    """Which of ``total`` pairs have their labels checked, ``count`` of them at random, bool."""
+    mask = np.zeros(total, dtype=bool)
+    mask[np.random.default_rng([seed, 13]).permutation(total)[:count]] = True
+    return mask
+
+
 def checked(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
     """The pairs with the labels of ``count``, picked at random, put right, and marked so."""
-    picked = set(np.random.default_rng([seed, 13]).permutation(len(rows))[:count].tolist())
     found = []
-    for number, row in enumerate(rows):
-        if number in picked and row["flipped"]:
+    for row, is_picked in zip(rows, picked(len(rows), count, seed).tolist(), strict=True):
+        if is_picked and row["flipped"]:
             sides = {"chosen": row["rejected"], "rejected": row["chosen"], "flipped": False}
             row = {**row, **sides}
-        found.append({**row, "checked": number in picked})
+        found.append({**row, "checked": is_picked})
     return found
 
 

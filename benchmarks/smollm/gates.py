@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from benchmarks.smollm.analysis import auc, right
@@ -31,6 +30,7 @@ from benchmarks.smollm.signals import prompts
 from benchmarks.smollm.task import append, key_of, stored
 from benchmarks.smollm.task_signals import add_options, as_pair, samples
 from benchmarks.smollm.wordings import CONTRASTS, WORDINGS, contrasts_of, seen
+from benchmarks.smollm.writer import scorer_on
 from sera_plugin.config.contrast import ContrastPrompts
 from sera_plugin.config.selection import SelectionConfig
 from sera_plugin.review.belief import believe
@@ -73,7 +73,7 @@ def score(given: argparse.Namespace, pairs: Sequence[Pair]) -> None:
     if all((wording, key_of(pair)) in done for wording in given.wordings for pair in pairs):
         return
     model, tokenizer = load(given.model, torch.bfloat16)
-    scorer = Scorer(Accelerator(cpu=True), tokenizer.pad_token_id, None, 2048, shares=True)
+    scorer = scorer_on("cpu", shares=True)
     with inference(model):
         for wording in given.wordings:
             left = [pair for pair in pairs if (wording, key_of(pair)) not in done]

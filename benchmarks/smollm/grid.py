@@ -3,8 +3,9 @@
 python -m benchmarks.smollm.grid --minutes 480
 
 Needs the answers that ``benchmarks.smollm.task`` has sampled. Every run is `axolotl train` with the
-plugin on 512 pairs; each policy is judged on the held-out pairs and prompts of their second half.
-What is stored is not done again; a run that is cut by the time goes on from its last checkpoint.
+plugin, or plain PyTorch where Axolotl is missing; each policy is judged on the held-out pairs and
+prompts of their second half. What is stored is not done again; a run that is cut by the time goes
+on from its last checkpoint, in plain PyTorch from the start.
 """
 
 from __future__ import annotations

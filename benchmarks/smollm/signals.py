@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from benchmarks.smollm.model import load
+from benchmarks.smollm.writer import scorer_on
 from sera_plugin.config.contrast import BUILT_IN, ContrastPrompts
 from sera_plugin.scoring.quality_prompt import QUALITY_PROMPT, QualityWriter
 from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
@@ -136,7 +136,7 @@ def main() -> None:
         return
     end = time.monotonic() + 60 * given.minutes
     model, tokenizer = load(given.model, torch.bfloat16)
-    scorer = Scorer(Accelerator(cpu=True), tokenizer.pad_token_id, None, token_budget=2048)
+    scorer = scorer_on("cpu")
     given.results.parent.mkdir(parents=True, exist_ok=True)
     stored = given.results.read_text().splitlines() if given.results.exists() else []
     done = {json.loads(line)["key"] for line in stored}

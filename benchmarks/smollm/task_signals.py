@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from benchmarks.smollm import sentiment
@@ -25,7 +24,8 @@ from benchmarks.smollm.page import fill
 from benchmarks.smollm.signals import PROMPTS, Pair, scored
 from benchmarks.smollm.task import RESULTS, SAMPLES, stored
 from benchmarks.smollm.wordings import WORDINGS
-from sera_plugin.scoring.scorer import Scorer, inference
+from benchmarks.smollm.writer import scorer_on
+from sera_plugin.scoring.scorer import inference
 
 STORED = "sentiment-signals.jsonl"
 
@@ -74,7 +74,7 @@ def main() -> None:
     path = given.results / STORED
     done = {line["key"] for line in stored(path)}
     model, tokenizer = load(given.model, torch.bfloat16)
-    scorer = Scorer(Accelerator(cpu=True), tokenizer.pad_token_id, None, token_budget=2048)
+    scorer = scorer_on("cpu")
     asked_for = {**PROMPTS, "tone": WORDINGS["tone"]}
     with path.open("a", encoding="utf-8") as lines, inference(model):
         for pair in held[: given.pairs]:
