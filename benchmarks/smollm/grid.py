@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,12 @@ class Data:
         return self.held[len(self.held) // 2 :]
 
 
+def folder_of(task: Task, wanted: dict[str, Any]) -> Path:
+    """Where a run lies."""
+    name = "{labels}-{arm}-{pairs}-{epochs}-{rate:g}-seed-{seed}".format(**wanted)
+    return task.work / ("grid" if wanted["trainer"] == AXOLOTL else "grid-torch") / name
+
+
 def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
     """Train and judge one policy; the line that is stored, which begins with what is wanted."""
     name, arm, seed, rate = (wanted[key] for key in ("labels", "arm", "seed", "rate"))
@@ -128,9 +135,8 @@ def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
     if len(kept) < len(pairs):
         # As many updates as the arms that see all pairs.
         changes["num_epochs"] = round(task.epochs * len(pairs) / len(kept))
-    run_name = f"{name}-{arm}-{task.pairs}-{task.epochs}-{rate:g}-seed-{seed}"
     by_host = wanted["trainer"] == AXOLOTL
-    folder = task.work / ("grid" if by_host else "grid-torch") / run_name
+    folder = folder_of(task, wanted)
     out = TRAINERS[wanted["trainer"]](task, folder, rows, how.block(noise), changes)
     before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
     after = fresh(task, out, data.asked, folder / "answers.jsonl")
@@ -156,17 +162,27 @@ def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
     }
 
 
-def work(task: Task, given: argparse.Namespace) -> None:
-    """Do what is left until the time is up, seed by seed."""
-    analyse = vader(given.packages)
+def data_of(task: Task, packages: Path, drawn_from: int) -> Data:
+    """What all runs share, from the stored answers.
+
+    Raises:
+        SystemExit: if they give too few pairs.
+    """
+    analyse = vader(packages)
     lines = stored(task.results / SAMPLES)
     floor, pairs, held = pairs_of(lines, analyse) if lines else (0.0, [], [])
-    data = Data(pairs[: given.drawn_from], held[: task.held_out], floor, analyse)
+    data = Data(pairs[:drawn_from], held[: task.held_out], floor, analyse)
     if len(data.pairs) < task.pairs or len(data.held) < task.held_out:
         raise SystemExit(
             f"There are {len(data.pairs)} pairs and {len(data.held)} held-out ones of "
             f"{task.pairs} and {task.held_out}; `make smollm-task` samples the others."
         )
+    return data
+
+
+def work(task: Task, given: argparse.Namespace) -> None:
+    """Do what is left until the time is up, seed by seed."""
+    data = data_of(task, given.packages, given.drawn_from)
     done = set(map(run_of, stored(task.results / RUNS)))
     for seed, name, arm in product(given.seeds, given.labels, given.arms):
         wanted = {"labels": name, "arm": arm, "seed": seed, "rate": given.rate}
@@ -188,8 +204,9 @@ def main() -> None:
     add("--rate", type=float, default=RATE, help="stage 2 chose the default")
     add("--trainer", choices=TRAINERS, default=AXOLOTL if find_spec("axolotl") else TORCH)
     add("--drawn-from", type=int, default=1000)
+    add("--checkpoints", type=int, default=1, help="kept of a run, for `frontier`; the host's only")
     given = parser.parse_args()
-    task = task_of(given, seed=0)
+    task = replace(task_of(given, seed=0), checkpoints=given.checkpoints)
     try:
         work(task, given)
     except TimeIsUp:

@@ -45,6 +45,7 @@ class Task:
         seed: of prompts, samples and training.
         end: when to stop, by the monotonic clock, seconds.
         device: what trains and judges, ``cpu`` or ``cuda``.
+        checkpoints: of a run that are kept, the latest ones.
     """
 
     model: Path
@@ -56,6 +57,7 @@ class Task:
     seed: int
     end: float
     device: str = "cpu"
+    checkpoints: int = 1
 
     def check(self) -> None:
         """Raises TimeIsUp if it is."""
@@ -101,7 +103,7 @@ def config_of(
         "lr_scheduler": "cosine",
         "warmup_ratio": WARMUP,
         "save_steps": 10,
-        "save_total_limit": 1,
+        "save_total_limit": task.checkpoints,
         "auto_resume_from_checkpoints": True,
         "logging_steps": 5,
         "seed": task.seed,
