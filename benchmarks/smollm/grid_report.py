@@ -1,8 +1,8 @@
 """Arms with wrong labels: the tables of docs/language-model.md, from the stored runs.
 
 Differences are paired by seed and prompt, against `dpo` with the same labels; intervals are the
-middle 95% of bootstrap draws of prompts, of the mean over seeds, so they say nothing of other seeds
-where there are few.
+middle 95% of bootstrap draws of prompts, of the mean over seeds. Where there are five seeds or more
+these are drawn too; where there are fewer an interval says nothing of other seeds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.smollm import analysis
 from benchmarks.smollm.analysis import cell
 from benchmarks.smollm.page import fill, markdown
-from benchmarks.smollm.task_report import mean, signed
+from benchmarks.smollm.task_report import signed
 
-BASE = "dpo"
+BASE, ALONE = BASES = ("dpo", "checked-alone")
 RATE = 1e-4
 """The learning rate that stage 2 chose."""
 AXOLOTL, TORCH = "axolotl", "torch"
@@ -49,20 +50,41 @@ def right(line: Line) -> np.ndarray:
     return found
 
 
+def mean(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """The mean and its interval over prompts, and over seeds where there are enough.
+
+    Args:
+        values: of every seed, those of all prompts, shape (prompts,) each.
+    """
+    found = np.array(values)
+    seeds, prompts = found.shape
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(analysis.DRAWS):
+        which = generator.integers(seeds, size=seeds) if seeds >= WANTED else np.arange(seeds)
+        means.append(found[np.ix_(which, generator.integers(prompts, size=prompts))].mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(found.mean()), float(low), float(high)
+
+
+def against(lines: Sequence[Line], base: dict[int, Line]) -> str:
+    """Reward less that of other runs of the same seeds, and of how many; a dash if of none."""
+    paired = [line for line in lines if line["seed"] in base and line is not base[line["seed"]]]
+    if not paired:
+        return "–"
+    gaps = [np.array(one["after"]) - np.array(base[one["seed"]]["after"]) for one in paired]
+    return f"{signed(mean(gaps))} ({len(paired)})"
+
+
 def row(lines: Sequence[Line], base: dict[int, Line]) -> list[str]:
     """The row of an arm, of its runs with one kind of labels."""
-    paired = [line for line in lines if line["seed"] in base and line is not base[line["seed"]]]
-    against = "–"
-    if paired:
-        gaps = [np.array(one["after"]) - np.array(base[one["seed"]]["after"]) for one in paired]
-        against = f"{signed(mean(np.mean(gaps, axis=0)))} ({len(paired)})"
     gains = [np.array(line["after"]) - np.array(line["before"]) for line in lines]
     return [
         name_of(lines[0]),
         str(len(lines)),
-        cell(mean(np.mean([right(line) for line in lines], axis=0))),
-        signed(mean(np.mean(gains, axis=0))),
-        against,
+        cell(mean([right(line) for line in lines])),
+        signed(mean(gains)),
+        against(lines, base),
         f"{np.mean([np.mean(line['kl']) for line in lines]):.1f}",
         _reviews(lines),
         f"{np.mean([line['seconds'] for line in lines]) / 60:.0f}",
@@ -89,13 +111,16 @@ def text(lines: Sequence[Line]) -> str:
     out = []
     for kind in dict.fromkeys(map(kind_of, lines)):
         some = [line for line in lines if kind_of(line) == kind]
-        base = {line["seed"]: line for line in some if name_of(line) == f"`{BASE}`"}
-        arms = dict.fromkeys(map(name_of, some))
-        rows = [row([line for line in some if name_of(line) == arm], base) for arm in arms]
+        arms = {arm: [line for line in some if name_of(line) == arm] for arm in map(name_of, some)}
+        bases = {arm: {line["seed"]: line for line in arms.get(f"`{arm}`", [])} for arm in BASES}
+        rows = [row(runs, bases[BASE]) for runs in arms.values()]
         labels, pairs, epochs, trainer = kind
         size = f"{pairs} pairs, {'one epoch' if epochs == 1 else f'{epochs} epochs'}"
         size += ", without Axolotl" if trainer == TORCH else ""
         out += [f"**{labels}**, {size}", "", markdown(heads, rows), ""]
+        apart = against(arms.get("`contrast`", []), bases[ALONE])
+        if apart != "–":
+            out += [f"Reward of `contrast` less that of `{ALONE}` (seeds): {apart}", ""]
     seeds: dict[Any, set[int]] = {}
     for line in lines:
         seeds.setdefault((kind_of(line), name_of(line)), set()).add(line["seed"])

@@ -132,4 +132,25 @@ def test_the_tables_are_of_differences_to_dpo_by_seed(monkeypatch: pytest.Monkey
     faster = grid_report.text([*lines, line("dpo", 0, 0.75) | {"rate": 3e-4}])
     assert "| `dpo` | 2 | .75 [" in faster
     assert re.search(r"\| `dpo`, 0\.0003 \| 1 \|[^|]+\|[^|]+\| \+0\.250 [^|]+\(1\) \|", faster)
+    assert "`checked-alone`" not in found
     assert grid_report.text([]) == "No run is stored yet."
+
+
+def test_the_contrast_is_compared_with_the_checked_pairs_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(analysis, "DRAWS", 50)
+    lines = [line("contrast", seed, 0.75, "turned-0.4-checked") for seed in (0, 1, 2)]
+    lines += [line("checked-alone", seed, 0.5, "turned-0.4-checked") for seed in (1, 2)]
+    found = grid_report.text(lines)
+    said = "Reward of `contrast` less that of `checked-alone` (seeds): +0.250 [+0.250, +0.250] (2)"
+    assert said in found
+
+
+def test_intervals_are_of_seeds_too_where_there_are_five() -> None:
+    by_seed = [np.full(40, float(seed % 2)) for seed in range(4)]
+    assert grid_report.mean(by_seed) == (0.5, 0.5, 0.5)
+    value, low, high = grid_report.mean([*by_seed, np.full(40, 0.5)])
+    assert value == 0.5
+    assert low < 0.3
+    assert high > 0.7
