@@ -25,7 +25,7 @@ from benchmarks.smollm.task_report import signed
 from benchmarks.smollm.task_train import Task, TimeIsUp
 
 POINTS = "sentiment-frontier.jsonl"
-UPDATES = (20, 40, 60, 90)
+UPDATES = (20, 40, 60)
 PROMPTS = 128
 """The first of those that policies are judged on."""
 BUDGETS = (2.0, 5.0, 10.0, 20.0)
