@@ -93,11 +93,11 @@ def cells(gain: Gain) -> list[str]:
 
 
 def text(runs: Sequence[Line], points: Sequence[Line]) -> str:
-    """The Markdown between the markers."""
-    judged = {run_of(one) for one in points}
+    """The Markdown between the markers, of runs that are judged at all points."""
+    judged = {(run_of(one), one["update"]) for one in points}
     arms: dict[str, dict[int, np.ndarray]] = {}
     for run in runs:
-        if run_of(run) in judged:
+        if judged.issuperset((run_of(run), update) for update in UPDATES):
             arms.setdefault(run["arm"], {})[run["seed"]] = curve(run, points)
     if not arms:
         return "No run is judged on its way yet."

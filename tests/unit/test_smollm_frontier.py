@@ -34,6 +34,7 @@ def point(of: dict[str, Any], update: int, kl: float, reward: float) -> dict[str
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontier, "DRAWS", 50)
+    monkeypatch.setattr(frontier, "UPDATES", (20,))
 
 
 def test_reward_at_a_distance_is_read_from_the_points_of_its_own_run() -> None:
@@ -53,7 +54,7 @@ def test_reward_at_a_distance_is_read_from_the_points_of_its_own_run() -> None:
     assert np.isnan(frontier.gained([one, one[:2]], 4.0, prompts))
 
 
-def test_arms_are_compared_at_equal_distance_by_seed() -> None:
+def test_arms_are_compared_at_equal_distance_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     runs, points = [], []
     for seed in (3, 4):
         for arm, scale in (("contrast", 1.0), ("checked-alone", 0.5)):
@@ -67,4 +68,6 @@ def test_arms_are_compared_at_equal_distance_by_seed() -> None:
     assert all(row.endswith("| – |") for row in table[2:])
     alone = frontier.text(runs[:1], points[:1])
     assert "−" not in alone
+    monkeypatch.setattr(frontier, "UPDATES", (20, 40))
+    assert frontier.text(runs, points) == "No run is judged on its way yet."
     assert frontier.text(runs, []) == "No run is judged on its way yet."
