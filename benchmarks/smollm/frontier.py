@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.smollm import grid
 from benchmarks.smollm.analysis import DRAWS
-from benchmarks.smollm.grid_report import AXOLOTL, RATE, Line, run_of
+from benchmarks.smollm.grid_report import ALONE, CONTRAST, Line, run_of
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
 from benchmarks.smollm.task_report import signed
@@ -31,7 +31,6 @@ PROMPTS = 128
 BUDGETS = (2.0, 5.0, 10.0, 20.0)
 """KL at which arms are compared, nats."""
 LABELS = "turned-0.4-checked"
-ARM, OTHER = "contrast", "checked-alone"
 Gain = Callable[[float, np.ndarray], float]
 """Reward at a KL, over some prompts."""
 
@@ -106,25 +105,24 @@ def text(runs: Sequence[Line], points: Sequence[Line]) -> str:
         some = list(curves.values())
         end = np.mean([one[-1, 0].mean() for one in some])
         rows.append([f"`{arm}`", str(len(some)), f"{end:.1f}", *cells(partial(gained, some))])
-    shared = sorted(arms.get(ARM, {}).keys() & arms.get(OTHER, {}).keys())
+    shared = sorted(arms.get(CONTRAST, {}).keys() & arms.get(ALONE, {}).keys())
     if shared:
-        first, second = ([arms[arm][seed] for seed in shared] for arm in (ARM, OTHER))
+        first, second = ([arms[arm][seed] for seed in shared] for arm in (CONTRAST, ALONE))
 
         def gap(budget: float, prompts: np.ndarray) -> float:
             return gained(first, budget, prompts) - gained(second, budget, prompts)
 
-        rows.append([f"`{ARM}` − `{OTHER}`", str(len(shared)), "–", *cells(gap)])
+        rows.append([f"`{CONTRAST}` − `{ALONE}`", str(len(shared)), "–", *cells(gap)])
     heads = ["arm", "seeds", "KL at the end", *(f"at {budget:g} nats" for budget in BUDGETS)]
     return markdown(heads, rows)
 
 
 def work(task: Task, given: argparse.Namespace) -> None:
     """Judge what is left until the time is up, seed by seed."""
-    data = grid.data_of(task, given.packages, drawn_from=1000)
+    data = grid.data_of(task, given.packages)
     done = {(run_of(one), one["update"]) for one in stored(task.results / POINTS)}
     for seed, arm, update in product(given.seeds, given.arms, UPDATES):
-        wanted = {"labels": LABELS, "arm": arm, "seed": seed, "rate": RATE}
-        wanted |= {"pairs": task.pairs, "epochs": task.epochs, "trainer": AXOLOTL}
+        wanted = grid.wanted_of(task, LABELS, arm, seed)
         if (run_of(wanted), update) not in done:
             append(task.results / POINTS, [point(task, wanted, update, data)])
             print(arm, seed, update, flush=True)
@@ -142,7 +140,7 @@ def main() -> None:
     """Read the options, judge, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, pairs=1000, epochs=1)
-    parser.add_argument("--arms", nargs="+", choices=grid.ARMS, default=[ARM, OTHER])
+    parser.add_argument("--arms", nargs="+", choices=grid.ARMS, default=[CONTRAST, ALONE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4])
     given = parser.parse_args()
     task = task_of(given, seed=0)

@@ -40,6 +40,8 @@ from benchmarks.smollm.wordings import contrasts_of, seen
 
 RUNS = "sentiment-grid.jsonl"
 KEEP = 0.7
+DRAWN_FROM = 1000
+"""The first pairs of the task, of which a run draws its own."""
 TRAINERS = {AXOLOTL: task_train.train, TORCH: torch_train.train}
 
 
@@ -107,6 +109,14 @@ class Data:
         return self.held[len(self.held) // 2 :]
 
 
+def wanted_of(
+    task: Task, labels: str, arm: str, seed: int, rate: float = RATE, trainer: str = AXOLOTL
+) -> dict[str, Any]:
+    """What a run is asked for, with which its line begins."""
+    wanted = {"labels": labels, "arm": arm, "seed": seed, "rate": rate}
+    return wanted | {"pairs": task.pairs, "epochs": task.epochs, "trainer": trainer}
+
+
 def folder_of(task: Task, wanted: dict[str, Any]) -> Path:
     """Where a run lies."""
     name = "{labels}-{arm}-{pairs}-{epochs}-{rate:g}-seed-{seed}".format(**wanted)
@@ -162,7 +172,7 @@ def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
     }
 
 
-def data_of(task: Task, packages: Path, drawn_from: int) -> Data:
+def data_of(task: Task, packages: Path, drawn_from: int = DRAWN_FROM) -> Data:
     """What all runs share, from the stored answers.
 
     Raises:
@@ -185,8 +195,7 @@ def work(task: Task, given: argparse.Namespace) -> None:
     data = data_of(task, given.packages, given.drawn_from)
     done = set(map(run_of, stored(task.results / RUNS)))
     for seed, name, arm in product(given.seeds, given.labels, given.arms):
-        wanted = {"labels": name, "arm": arm, "seed": seed, "rate": given.rate}
-        wanted |= {"pairs": task.pairs, "epochs": task.epochs, "trainer": given.trainer}
+        wanted = wanted_of(task, name, arm, seed, given.rate, given.trainer)
         if run_of(wanted) in done or (ARMS[arm].checked_alone and not NOISES[name].checked):
             continue
         append(task.results / RUNS, [run(task, wanted, data)])
@@ -203,8 +212,8 @@ def main() -> None:
     add("--seeds", nargs="+", type=int, default=list(range(5)))
     add("--rate", type=float, default=RATE, help="stage 2 chose the default")
     add("--trainer", choices=TRAINERS, default=AXOLOTL if find_spec("axolotl") else TORCH)
-    add("--drawn-from", type=int, default=1000)
-    add("--checkpoints", type=int, default=1, help="kept of a run, for `frontier`; the host's only")
+    add("--drawn-from", type=int, default=DRAWN_FROM)
+    add("--checkpoints", type=int, default=1, help="kept of a run by Axolotl, for `frontier`")
     given = parser.parse_args()
     task = replace(task_of(given, seed=0), checkpoints=given.checkpoints)
     try:

@@ -18,7 +18,7 @@ from benchmarks.smollm.analysis import cell
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task_report import signed
 
-BASE, ALONE = BASES = ("dpo", "checked-alone")
+BASE, CONTRAST, ALONE = "dpo", "contrast", "checked-alone"
 RATE = 1e-4
 """The learning rate that stage 2 chose."""
 AXOLOTL, TORCH = "axolotl", "torch"
@@ -50,7 +50,7 @@ def right(line: Line) -> np.ndarray:
     return found
 
 
-def mean(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
+def over_seeds(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """The mean and its interval over prompts, and over seeds where there are enough.
 
     Args:
@@ -73,7 +73,7 @@ def against(lines: Sequence[Line], base: dict[int, Line]) -> str:
     if not paired:
         return "–"
     gaps = [np.array(one["after"]) - np.array(base[one["seed"]]["after"]) for one in paired]
-    return f"{signed(mean(gaps))} ({len(paired)})"
+    return f"{signed(over_seeds(gaps))} ({len(paired)})"
 
 
 def row(lines: Sequence[Line], base: dict[int, Line]) -> list[str]:
@@ -82,8 +82,8 @@ def row(lines: Sequence[Line], base: dict[int, Line]) -> list[str]:
     return [
         name_of(lines[0]),
         str(len(lines)),
-        cell(mean([right(line) for line in lines])),
-        signed(mean(gains)),
+        cell(over_seeds([right(line) for line in lines])),
+        signed(over_seeds(gains)),
         against(lines, base),
         f"{np.mean([np.mean(line['kl']) for line in lines]):.1f}",
         _reviews(lines),
@@ -112,15 +112,17 @@ def text(lines: Sequence[Line]) -> str:
     for kind in dict.fromkeys(map(kind_of, lines)):
         some = [line for line in lines if kind_of(line) == kind]
         arms = {arm: [line for line in some if name_of(line) == arm] for arm in map(name_of, some)}
-        bases = {arm: {line["seed"]: line for line in arms.get(f"`{arm}`", [])} for arm in BASES}
+        bases = {
+            arm: {line["seed"]: line for line in arms.get(f"`{arm}`", [])} for arm in (BASE, ALONE)
+        }
         rows = [row(runs, bases[BASE]) for runs in arms.values()]
         labels, pairs, epochs, trainer = kind
         size = f"{pairs} pairs, {'one epoch' if epochs == 1 else f'{epochs} epochs'}"
         size += ", without Axolotl" if trainer == TORCH else ""
         out += [f"**{labels}**, {size}", "", markdown(heads, rows), ""]
-        apart = against(arms.get("`contrast`", []), bases[ALONE])
+        apart = against(arms.get(f"`{CONTRAST}`", []), bases[ALONE])
         if apart != "–":
-            out += [f"Reward of `contrast` less that of `{ALONE}` (seeds): {apart}", ""]
+            out += [f"Reward of `{CONTRAST}` less that of `{ALONE}` (seeds): {apart}", ""]
     seeds: dict[Any, set[int]] = {}
     for line in lines:
         seeds.setdefault((kind_of(line), name_of(line)), set()).add(line["seed"])

@@ -149,8 +149,8 @@ def test_the_contrast_is_compared_with_the_checked_pairs_alone(
 
 def test_intervals_are_of_seeds_too_where_there_are_five() -> None:
     by_seed = [np.full(40, float(seed % 2)) for seed in range(4)]
-    assert grid_report.mean(by_seed) == (0.5, 0.5, 0.5)
-    value, low, high = grid_report.mean([*by_seed, np.full(40, 0.5)])
+    assert grid_report.over_seeds(by_seed) == (0.5, 0.5, 0.5)
+    value, low, high = grid_report.over_seeds([*by_seed, np.full(40, 0.5)])
     assert value == 0.5
     assert low < 0.3
     assert high > 0.7
