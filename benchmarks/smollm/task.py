@@ -147,7 +147,7 @@ def parts(lines: Sequence[dict[str, Any]], floor: float, analyse: Analyse) -> di
 
 
 def fresh(
-    task: Task, folder: Path | None, asked: Sequence[Asked], path: Path
+    task: Task, folder: Path | None, asked: Sequence[Asked], path: Path, ahead: str = ""
 ) -> list[dict[str, Any]]:
     """Answers of the starting model, or of a policy, to judge it by; those stored stay.
 
@@ -156,6 +156,7 @@ def fresh(
         folder: the policy's adapter; None for the starting model.
         asked: the prompts.
         path: where they are stored.
+        ahead: an instruction that is put ahead of each prompt.
     """
     found = {line["key"]: line for line in stored(path)}
     left = [one for one in asked if one.key not in found]
@@ -163,7 +164,7 @@ def fresh(
         model, tokenizer = load(task.model, torch.bfloat16, task.device)
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder).eval()
-        writer = Writer(model, tokenizer, task.seed)
+        writer = Writer(model, tokenizer, task.seed, ahead)
         for start in range(0, len(left), CHUNK):
             task.check()
             made = writer.write(left[start : start + CHUNK], JUDGED, FRESH)

@@ -14,6 +14,7 @@ from sera_plugin.data.candidates import Prompt
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
+from sera_plugin.scoring.quality_prompt import SEPARATOR
 from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
 
 MOST_TOKENS, TEMPERATURE = 64, 0.7
@@ -36,10 +37,12 @@ class Writer:
         model: the starting model, or a policy on top of it with an adapter that can be left out.
         tokenizer: its tokenizer.
         seed: of the samples.
+        ahead: an instruction that is put ahead of each prompt that is sampled from. Log-probs under
+            the starting model are those behind the prompt alone.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, seed: int) -> None:
-        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+    def __init__(self, model: Any, tokenizer: Any, seed: int, ahead: str = "") -> None:
+        self.model, self.tokenizer, self.seed, self.ahead = model, tokenizer, seed, ahead
         self.scorer = scorer_on(model.device.type)
         self.accelerator = self.scorer.accelerator
 
@@ -57,13 +60,15 @@ class Writer:
             token_budget=32768,
         )
         ids = {one.key: prompt_ids(one.text, self.tokenizer) for one in asked}
-        given = [Prompt(key, tokens) for key, tokens in ids.items()]
+        told = {one.key: prompt_ids(self._told(one.text), self.tokenizer) for one in asked}
+        given = [Prompt(key, tokens) for key, tokens in told.items()]
         sampler = Sampler(self.accelerator, settings, TransformersEngine())
         with inference(self.model):
             found = sampler.completions(self.model, given, self.seed, draw, synced=False)
             rows = [(ids[key], one.token_ids) for key in ids for one in found[key]]
             logps = self._under_start(rows)
-            ratios = self._ratios(rows, logps)
+            own = [(told[key], one.token_ids) for key in ids for one in found[key]]
+            ratios = self._ratios(own, logps)
         lines = []
         for number, one in enumerate(asked):
             answers = found[one.key]
@@ -93,10 +98,13 @@ class Writer:
 
     def _ratios(self, rows: list[tuple[Any, Any]], logps: np.ndarray) -> dict[str, list[float]]:
         """Log-ratios of a policy's answers, whose mean estimates the KL; none of the start's."""
-        if not isinstance(self.model, PeftModel):
+        if not isinstance(self.model, PeftModel) and not self.ahead:
             return {}
         own = self.scorer.logps(self.model, CompletionList(rows), "Policy").logps
         return {"ratio": [round(float(value), 3) for value in own - logps]}
+
+    def _told(self, text: str) -> str:
+        return f"{self.ahead}{SEPARATOR}{text}" if self.ahead else text
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

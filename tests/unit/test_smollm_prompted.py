@@ -1,0 +1,90 @@
+"""Answers of the starting model to prompts with an instruction ahead of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import assets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.smollm import prompted
+from benchmarks.smollm.sentiment import Asked, Pair
+from benchmarks.smollm.signals import prompts
+from benchmarks.smollm.task_signals import as_pair
+from benchmarks.smollm.wordings import WORDINGS
+from benchmarks.smollm.writer import Writer, prompt_ids
+from sera_plugin.scoring.quality_prompt import SEPARATOR
+
+ASKED = [Asked("a", "What is said of the ferry?", True), Asked("b", "And of the exam?", True)]
+PAIRS = assets.pairs(8)
+TOLD = "Answer in a cheerful tone:"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    texts = [*(one.text for one in ASKED), TOLD, *(row["chosen"]["content"] for row in PAIRS)]
+    folder = assets.save_model(tmp_path_factory.mktemp("model") / "m", "qwen", texts)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def logp(model: Any, prompt: tuple[int, ...], answer: list[int]) -> float:
+    ids = torch.tensor([[*prompt, *answer]])
+    with torch.no_grad():
+        found = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(found.gather(1, torch.tensor(answer)[:, None]).sum())
+
+
+class Spelled(Writer):
+    """Answers are told by their token ids."""
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+def test_the_distance_is_that_from_the_answers_to_the_prompt_alone(start: tuple[Any, Any]) -> None:
+    model, tokenizer = start
+    lines = Spelled(model, tokenizer, 0, TOLD).write(ASKED, 2, 2)
+    bare = Spelled(model, tokenizer, 0).write(ASKED, 2, 2)
+    assert [line["prompt"] for line in lines] == [one.text for one in ASKED]
+    assert all("ratio" not in line for line in bare)
+    assert [line["answers"] for line in lines] != [line["answers"] for line in bare]
+    for line in lines:
+        alone, told = (
+            prompt_ids(text, tokenizer) for text in (line["prompt"], f"{TOLD}\n\n{line['prompt']}")
+        )
+        for number, text in enumerate(line["answers"]):
+            answer = [int(one) for one in text.split()]
+            found = logp(model, alone, answer)
+            assert line["fluency"][number] * len(answer) == pytest.approx(found, abs=0.1)
+            apart = logp(model, told, answer) - found
+            assert line["ratio"][number] == pytest.approx(apart, abs=2e-3)
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_the_instruction_is_put_as_the_contrast_puts_it(
+    start: tuple[Any, Any], wording: str
+) -> None:
+    _, tokenizer = start
+    pair = as_pair(Pair("k", ASKED[0].text, "good", "bad", 1.0, (1, 1)), tokenizer)
+    asked = dict(prompts(pair, tokenizer, {"asked": WORDINGS[wording]}))
+    said = WORDINGS[wording].positive + SEPARATOR + ASKED[0].text
+    assert list(prompt_ids(said, tokenizer)) == list(asked["asked_positive"])
+
+
+def test_a_row_says_the_change_and_the_distance() -> None:
+    line = {
+        "ahead": TOLD,
+        "before": [0.0, 0.5] * 8,
+        "after": [0.5, 1.0] * 8,
+        "kl": [3.0, 5.0] * 8,
+        "parts": dict.fromkeys(prompted.PARTS, 0.25),
+    }
+    found = prompted.text([line])
+    assert TOLD in found
+    assert "+0.500 [+0.500, +0.500]" in found
+    assert "| 4.0 |" in found
+    assert prompted.text([]) == "No answers are judged yet."
