@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence import frontier, sections
+from benchmarks.evidence import frontier, sections, told
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.bars import bars
 from benchmarks.evidence.plan import FILLS, JUDGES, MORE, PLAN, RULES, SEEDS, planned
@@ -49,6 +49,7 @@ def write(
     if reading is not None:
         parts.append(reading.read_text(encoding="utf-8").rstrip())
     parts.extend(sections.signals(summary))
+    parts.extend(told.section(summary))
     parts.extend(frontier.section(summary))
     parts.extend(sections.gates(summary))
     parts.extend(sections.terms(summary))
