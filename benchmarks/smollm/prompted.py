@@ -1,10 +1,12 @@
-"""What an instruction alone does: the starting model asked for what the contrast asks for.
+"""What an instruction does that says what the contrast asks for, with training and without.
 
 python -m benchmarks.smollm.prompted
+python -m benchmarks.smollm.prompted --labels turned-0.4 --arms dpo contrast --seeds 1 2
 
-Nothing is trained. Whoever can name what their labels mean can write it ahead of every prompt, so
-this is what a run of `contrast` with the same words has to be compared with. Distances are those of
-its answers from the starting model behind the prompt alone.
+Whoever can name what the labels mean can write it ahead of every prompt, so this is what a run of
+`contrast` with the same words has to be compared with: the starting model so asked, and policies
+that ``benchmarks.smollm.grid`` has left in its working folder. Distances are those of the answers
+from the starting model behind the prompt alone. What is stored is not done again.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.smollm import grid
-from benchmarks.smollm.grid_report import Line, over_seeds
+from benchmarks.smollm.grid_report import Line, kind_of, name_of, over_seeds, run_of
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
 from benchmarks.smollm.task_report import signed
@@ -28,13 +32,34 @@ ANSWERS = "sentiment-prompted.jsonl"
 PARTS = ("sentiment", "disfluency", "repeats", "finished", "tokens")
 
 
-def asked_for(task: Task, wording: str, data: grid.Data) -> Line:
-    """Rewards, their parts and log-ratios of answers to prompts behind a wording's positive one."""
-    ahead = WORDINGS[wording].positive
+def of(line: Line) -> tuple[Any, ...]:
+    """What tells one from all others: the wording, and the run, if any."""
+    return line["wording"], *(run_of(line) if "arm" in line else ())
+
+
+def judged(task: Task, wording: str, wanted: Line, data: grid.Data) -> Line:
+    """Rewards, their parts and log-ratios of answers behind a wording's positive instruction.
+
+    Args:
+        task: what is asked for.
+        wording: one of ``WORDINGS``.
+        wanted: the run whose policy answers, as ``grid`` stores it; empty for the starting model.
+        data: prompts and reward.
+
+    Raises:
+        SystemExit: if the run's folder is not there.
+    """
+    ahead, policy, place = WORDINGS[wording].positive, None, task.work
+    if wanted:
+        place = grid.folder_of(task, wanted)
+        policy = place / "out"
+        if not (place / "trained").exists():
+            raise SystemExit(f"There is no trained policy in {place}; `grid` makes it.")
     start = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
-    lines = fresh(task, None, data.asked, task.work / f"told-{wording}.jsonl", ahead)
+    lines = fresh(task, policy, data.asked, place / f"told-{wording}.jsonl", ahead)
     before, after = (parts(some, data.floor, data.analyse) for some in (start, lines))
     return {
+        **wanted,
         "wording": wording,
         "ahead": ahead,
         "date": time.strftime("%Y-%m-%d"),
@@ -45,22 +70,36 @@ def asked_for(task: Task, wording: str, data: grid.Data) -> Line:
     }
 
 
-def row(line: Line) -> list[str]:
-    """The row of a wording."""
-    gain = np.array(line["after"]) - np.array(line["before"])
+def row(who: str, lines: Sequence[Line]) -> list[str]:
+    """The row of a policy, of its runs."""
+    gains = [np.array(line["after"]) - np.array(line["before"]) for line in lines]
     return [
-        line["ahead"],
-        signed(over_seeds([gain])),
-        f"{np.mean(line['kl']):.1f}",
-        *(f"{line['parts'][name]:.3f}" for name in PARTS),
+        who,
+        lines[0]["ahead"],
+        str(len(lines)) if "arm" in lines[0] else "–",
+        signed(over_seeds(gains)),
+        f"{np.mean([np.mean(line['kl']) for line in lines]):.1f}",
+        *(f"{np.mean([line['parts'][name] for line in lines]):.3f}" for name in PARTS),
     ]
+
+
+def who_of(line: Line) -> str:
+    """Who answers."""
+    if "arm" not in line:
+        return "the starting model"
+    labels, pairs, epochs, _ = kind_of(line)
+    return f"{name_of(line)}, {labels}, {pairs} × {epochs}"
 
 
 def text(lines: Sequence[Line]) -> str:
     """The Markdown between the markers."""
     if not lines:
         return "No answers are judged yet."
-    return markdown(["ahead of the prompt", "reward, change", "KL", *PARTS], list(map(row, lines)))
+    rows = []
+    for who, wording in dict.fromkeys((who_of(line), line["wording"]) for line in lines):
+        same = [line for line in lines if (who_of(line), line["wording"]) == (who, wording)]
+        rows.append(row(who, same))
+    return markdown(["policy", "asked", "seeds", "reward, change", "KL", *PARTS], rows)
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -71,19 +110,31 @@ def write_page(results: Path, page: Path) -> None:
         fill(page, "prompted", found)
 
 
+def work(task: Task, given: argparse.Namespace) -> None:
+    """Judge what is left until the time is up: the starting model, then runs seed by seed."""
+    data = grid.data_of(task, given.packages)
+    done = set(map(of, stored(task.results / ANSWERS)))
+    runs = [
+        grid.wanted_of(task, labels, arm, seed)
+        for seed, labels, arm in product(given.seeds, given.labels, given.arms)
+    ]
+    for wanted, wording in product(({}, *runs), given.wordings):
+        if of({**wanted, "wording": wording}) not in done:
+            append(task.results / ANSWERS, [judged(task, wording, wanted, data)])
+
+
 def main() -> None:
     """Read the options, judge what isn't judged, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, pairs=1000, epochs=1)
-    parser.add_argument("--wordings", nargs="+", choices=WORDINGS, default=list(WORDINGS))
+    add = parser.add_argument
+    add("--wordings", nargs="+", choices=WORDINGS, default=list(WORDINGS))
+    add("--labels", nargs="+", choices=grid.NOISES, default=["turned-0.4"])
+    add("--arms", nargs="+", choices=grid.ARMS, default=[], help="whose policies are asked, too")
+    add("--seeds", nargs="+", type=int, default=[])
     given = parser.parse_args()
-    task = task_of(given, seed=0)
-    data = grid.data_of(task, given.packages)
-    done = {line["wording"] for line in stored(task.results / ANSWERS)}
     try:
-        for wording in given.wordings:
-            if wording not in done:
-                append(task.results / ANSWERS, [asked_for(task, wording, data)])
+        work(task_of(given, seed=0), given)
     except TimeIsUp:
         print("The time is up; the same command goes on from here.")
     write_page(given.results, given.page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import assets
@@ -10,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.smollm import prompted
+from benchmarks.smollm import grid, prompted
 from benchmarks.smollm.sentiment import Asked, Pair
 from benchmarks.smollm.signals import prompts
 from benchmarks.smollm.task_signals import as_pair
+from benchmarks.smollm.task_train import Task
 from benchmarks.smollm.wordings import WORDINGS
 from benchmarks.smollm.writer import Writer, prompt_ids
 from sera_plugin.scoring.quality_prompt import SEPARATOR
@@ -75,16 +77,33 @@ def test_the_instruction_is_put_as_the_contrast_puts_it(
     assert list(prompt_ids(said, tokenizer)) == list(asked["asked_positive"])
 
 
-def test_a_row_says_the_change_and_the_distance() -> None:
-    line = {
+def judged(after: float, **more: Any) -> dict[str, Any]:
+    return {
+        "wording": "tone",
         "ahead": TOLD,
         "before": [0.0, 0.5] * 8,
-        "after": [0.5, 1.0] * 8,
+        "after": [after, after + 0.5] * 8,
         "kl": [3.0, 5.0] * 8,
         "parts": dict.fromkeys(prompted.PARTS, 0.25),
+        **more,
     }
-    found = prompted.text([line])
-    assert TOLD in found
-    assert "+0.500 [+0.500, +0.500]" in found
-    assert "| 4.0 |" in found
+
+
+def test_a_row_for_each_policy_is_the_mean_of_its_seeds() -> None:
+    run = {"labels": "turned-0.4", "pairs": 1000, "epochs": 1, "arm": "dpo", "rate": 1e-4}
+    lines = [judged(0.5), judged(0.25, **run, seed=1), judged(0.75, **run, seed=2)]
+    assert len(set(map(prompted.of, lines))) == len(lines)
+    *_, start, dpo = prompted.text(lines).splitlines()
+    assert start.startswith(f"| the starting model | {TOLD} | – | +0.500 [+0.500, +0.500] | 4.0 |")
+    assert dpo.startswith(f"| `dpo`, turned-0.4, 1000 × 1 | {TOLD} | 2 | +0.500 ")
     assert prompted.text([]) == "No answers are judged yet."
+
+
+def test_without_the_run_one_sentence(tmp_path: Path) -> None:
+    task = Task(tmp_path, tmp_path, tmp_path, 8, 8, 1, 0, 0.0)
+    wanted = grid.wanted_of(task, "turned-0.4", "dpo", 1)
+    data = grid.Data([], [], 0.0, len)
+    with pytest.raises(
+        SystemExit, match=r"There is no trained policy in .*seed-1; `grid` makes it"
+    ):
+        prompted.judged(task, "tone", wanted, data)
