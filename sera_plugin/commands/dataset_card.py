@@ -52,33 +52,6 @@ def dataset_card(
         rows: the exported rows.
         repository: where the dataset is uploaded, or None.
     """
-    front = {
-        "pretty_name": f"SeRA round {stored.number}",
-        "tags": ["preference", "dpo", "sera", form],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": FILES[form]}],
-            }
-        ],
-        # Or a column of nulls, as the margins of a warm-up round, has no type.
-        "dataset_info": {
-            "features": [
-                {"name": column.value, "dtype": str(column.type).replace("double", "float64")}
-                for column in ExportedPairs
-            ]
-        },
-    }
-    sources = Counter(row[ExportedPairs.SOURCE] for row in rows)
-    counts = {
-        "pairs": len(rows),
-        "offline": sources[OFFLINE],
-        "of these with swapped labels": sum(row[ExportedPairs.SWAPPED] for row in rows),
-        "bootstrapped": sources[BOOTSTRAPPED],
-        "filled, of all these": sum(row[ExportedPairs.FILLED] for row in rows),
-        "offline pairs of the run": run.settings.get("pairs", "unknown"),
-        "training pairs held out, none of them here": run.settings.get("held_out") or 0,
-    }
     how = (
         "A review of the data by the policy composed this round: the offline pairs that it kept "
         "and new pairs made from its own answers, in the order of training."
@@ -97,12 +70,12 @@ def dataset_card(
     )
     return "\n".join(
         [
-            f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+            f"---\n{yaml.safe_dump(_front(stored, form), sort_keys=False)}---\n",
             f"# Round {stored.number} of a SeRA run\n",
             f"{how} Written by sera_plugin {run.settings.get('sera_plugin', '')} for "
             f"[Axolotl](https://github.com/axolotl-ai-cloud/axolotl).\n",
             "| Rows | |\n| --- | --- |",
-            *(f"| {name} | {count} |" for name, count in counts.items()),
+            *(f"| {name} | {count} |" for name, count in _counts(run, rows).items()),
             "\n| Column | |\n| --- | --- |",
             *(f"| `{column}` | {column.meaning} |" for column in ExportedPairs),
             "\n## Training\n",
@@ -114,6 +87,41 @@ def dataset_card(
             "Offline pairs keep the licence of the dataset that they come from.\n",
         ]
     )
+
+
+def _front(stored: StoredRound, form: str) -> dict[str, Any]:
+    """The YAML ahead of the card, which the hub reads."""
+    return {
+        "pretty_name": f"SeRA round {stored.number}",
+        "tags": ["preference", "dpo", "sera", form],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": FILES[form]}],
+            }
+        ],
+        # Or a column of nulls, as the margins of a warm-up round, has no type.
+        "dataset_info": {
+            "features": [
+                {"name": column.value, "dtype": str(column.type).replace("double", "float64")}
+                for column in ExportedPairs
+            ]
+        },
+    }
+
+
+def _counts(run: RunFiles, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many pairs of which kind the exported rows are."""
+    sources = Counter(row[ExportedPairs.SOURCE] for row in rows)
+    return {
+        "pairs": len(rows),
+        "offline": sources[OFFLINE],
+        "of these with swapped labels": sum(row[ExportedPairs.SWAPPED] for row in rows),
+        "bootstrapped": sources[BOOTSTRAPPED],
+        "filled, of all these": sum(row[ExportedPairs.FILLED] for row in rows),
+        "offline pairs of the run": run.settings.get("pairs", "unknown"),
+        "training pairs held out, none of them here": run.settings.get("held_out") or 0,
+    }
 
 
 def _training(form: str, repository: str | None) -> str:

@@ -112,53 +112,29 @@ def open_run(
         VllmError: if vLLM can't be reached or started.
         ValueError: if most offline answers end without a special token.
     """
-    accelerator, bootstrap = host.accelerator, config.bootstrap
+    accelerator, bootstrap, tokenizer = host.accelerator, config.bootstrap, host.tokenizer
     keep_gradients(host.models.policy)
     weights = FiniteWeights(host.models.policy, accelerator)
     policies = Policies(host.models, store.work, step, config.reference_device, bootstrap.gather)
     given = host.evaluation if held_out is None else {HELD_OUT: held_out}
     evaluation = EvaluationPairs(given, host.max_length, config.max_set_aside)
     sampling = sampling_settings(
-        bootstrap, host.tokenizer, pairs, host.model_stops, host.max_length, host.token_budget
+        bootstrap, tokenizer, pairs, host.model_stops, host.max_length, host.token_budget
     )
-    may_cut = not policies.sharded
-    tokenizer = host.tokenizer
-    scorer = Scorer(
-        accelerator=accelerator,
-        pad_token_id=sampling.pad_token_id,
-        max_length=host.max_length,
-        token_budget=host.token_budget,
-        after_shard=stop.check,
-        fitting=Fitting(may_cut),
-    )
-    tried = tried_pairs(pairs, bootstrap, host.max_length)
-    scorer = with_shared_prompts(scorer, config.training, policies, tried)
+    scorer = _scorer_of(config, host, pairs, policies, sampling, stop)
     engine = engine_of(EngineParts(bootstrap, host.cfg, accelerator, policies.unwrapped, tokenizer))
     sampling = with_measured(sampling, config, policies.unwrapped, accelerator, engine)
-    sampler = sampler_of(engine, sampling, accelerator, stop.check, may_cut)
-    contrast = None
-    if config.asked:
-        contrast = Contrast(
-            config=config.selection.contrast,
-            pairs=pairs,
-            dataset=host.train,
-            tokenizer=tokenizer,
-            templates=chat_templates(host.cfg, tokenizer),
-            scorer=scorer,
-            policies=policies,
-            max_length=host.max_length,
-        )
+    contrast = _contrast_of(config, host, pairs, scorer, policies)
     judged = JudgeParts(bootstrap, tokenizer, accelerator, contrast)
-    court = court_of(judged, store.work, stop.check)
     bootstrapper = Bootstrapper(
         config=config,
         pairs=pairs,
         scorer=scorer,
-        sampler=sampler,
+        sampler=sampler_of(engine, sampling, accelerator, stop.check, not policies.sharded),
         policies=policies,
         seed=host.seed,
         beta=host.beta,
-        court=court,
+        court=court_of(judged, store.work, stop.check),
     )
     reviewer = Reviewer(
         config=config,
@@ -170,15 +146,65 @@ def open_run(
         seed=host.seed,
         external=margins_for(host.train, config.selection),
     )
-    objective = None
-    if config.terms:
-        base = base_of(host.loss_types[0], host.label_smoothing)
-        parts = TermParts(config, host, pairs, scorer, policies, store, base)
-        objective = objective_of(parts)
+    objective = _objective_of(config, host, pairs, scorer, policies, store)
     return Run(
         config, host, schedule, store, pairs, evaluation, stop, weights, policies, sampling,
         reviewer, objective, contrast,
     )  # fmt: skip
+
+
+def _scorer_of(
+    config: SeraConfig,
+    host: HostRun,
+    pairs: OfflinePairs,
+    policies: Policies,
+    sampling: Sampling,
+    stop: StopOnSignal,
+) -> Scorer:
+    """What scores, tried on some of the pairs where it shares prompts."""
+    scorer = Scorer(
+        accelerator=host.accelerator,
+        pad_token_id=sampling.pad_token_id,
+        max_length=host.max_length,
+        token_budget=host.token_budget,
+        after_shard=stop.check,
+        fitting=Fitting(not policies.sharded),
+    )
+    tried = tried_pairs(pairs, config.bootstrap, host.max_length)
+    return with_shared_prompts(scorer, config.training, policies, tried)
+
+
+def _contrast_of(
+    config: SeraConfig, host: HostRun, pairs: OfflinePairs, scorer: Scorer, policies: Policies
+) -> Contrast | None:
+    """What measures the contrast; None where nothing asks for it."""
+    if not config.asked:
+        return None
+    return Contrast(
+        config=config.selection.contrast,
+        pairs=pairs,
+        dataset=host.train,
+        tokenizer=host.tokenizer,
+        templates=chat_templates(host.cfg, host.tokenizer),
+        scorer=scorer,
+        policies=policies,
+        max_length=host.max_length,
+    )
+
+
+def _objective_of(
+    config: SeraConfig,
+    host: HostRun,
+    pairs: OfflinePairs,
+    scorer: Scorer,
+    policies: Policies,
+    store: RunStore,
+) -> Objective | None:
+    """The loss with its terms; None where there are none."""
+    if not config.terms:
+        return None
+    base = base_of(host.loss_types[0], host.label_smoothing)
+    return objective_of(TermParts(config, host, pairs, scorer, policies, store, base))
 
 
 def with_contrast(run: Run, reference: PairLogps) -> Run:
