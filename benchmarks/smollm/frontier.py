@@ -9,7 +9,7 @@ stored is not done again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from benchmarks.smollm import grid
 from benchmarks.smollm.analysis import DRAWS
 from benchmarks.smollm.grid_report import ALONE, CONTRAST, Line, run_of
 from benchmarks.smollm.page import fill, markdown
+from benchmarks.smollm.prompted import ANSWERS, untrained
 from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
 from benchmarks.smollm.task_report import signed
 from benchmarks.smollm.task_train import Task, TimeIsUp
@@ -76,12 +77,12 @@ def gained(curves: Sequence[np.ndarray], budget: float, prompts: np.ndarray) -> 
     return float(np.mean(found))
 
 
-def cells(gain: Gain) -> list[str]:
+def cells(gain: Gain, budgets: Sequence[float] = BUDGETS) -> list[str]:
     """For each budget the gain and its middle 95% over draws of prompts; a dash beyond the end."""
     generator = np.random.default_rng(0)
     draws = [generator.integers(PROMPTS, size=PROMPTS) for _ in range(DRAWS)]
     found = []
-    for budget in BUDGETS:
+    for budget in budgets:
         value = gain(budget, np.arange(PROMPTS))
         if not np.isfinite(value):
             found.append("–")
@@ -91,8 +92,38 @@ def cells(gain: Gain) -> list[str]:
     return found
 
 
-def text(runs: Sequence[Line], points: Sequence[Line]) -> str:
-    """The Markdown between the markers, of runs that are judged at all points."""
+def against_asking(arms: Mapping[str, Mapping[int, np.ndarray]], asked: Line) -> str:
+    """A sentence: what arms have at the distance of the starting model that is asked, less its own.
+
+    Args:
+        arms: curves by arm and seed.
+        asked: the line of ``prompted`` for the starting model.
+    """
+    gain, far = (np.array(asked[name][:PROMPTS]) for name in ("after", "kl"))
+    gain = gain - np.array(asked["before"][:PROMPTS])
+
+    def gap(curves: Sequence[np.ndarray], budget: float, prompts: np.ndarray) -> float:
+        return gained(curves, budget, prompts) - float(gain[prompts].mean())
+
+    budget = float(far.mean())
+    said = [
+        f"`{arm}` {cells(partial(gap, list(curves.values())), [budget])[0]}"
+        for arm, curves in arms.items()
+    ]
+    return (
+        f"At {budget:.1f} nats, the distance of the starting model that is asked "
+        f"“{asked['ahead']}”, reward less that model's: {', '.join(said)}."
+    )
+
+
+def text(runs: Sequence[Line], points: Sequence[Line], asked: Line | None = None) -> str:
+    """The Markdown between the markers, of runs that are judged at all points.
+
+    Args:
+        runs: of the grid.
+        points: of runs on their way.
+        asked: the line of ``prompted`` for the starting model, if it is there.
+    """
     judged = {(run_of(one), one["update"]) for one in points}
     arms: dict[str, dict[int, np.ndarray]] = {}
     for run in runs:
@@ -114,7 +145,8 @@ def text(runs: Sequence[Line], points: Sequence[Line]) -> str:
 
         rows.append([f"`{CONTRAST}` − `{ALONE}`", str(len(shared)), "–", *cells(gap)])
     heads = ["arm", "seeds", "KL at the end", *(f"at {budget:g} nats" for budget in BUDGETS)]
-    return markdown(heads, rows)
+    found = markdown(heads, rows)
+    return found if asked is None else f"{found}\n\n{against_asking(arms, asked)}"
 
 
 def work(task: Task, given: argparse.Namespace) -> None:
@@ -130,7 +162,8 @@ def work(task: Task, given: argparse.Namespace) -> None:
 
 def write_page(results: Path, page: Path) -> None:
     """Put the table between the markers of a page, and print it."""
-    found = text(stored(results / grid.RUNS), stored(results / POINTS))
+    asked = untrained(stored(results / ANSWERS))
+    found = text(stored(results / grid.RUNS), stored(results / POINTS), asked)
     print(found)
     if page.is_file():
         fill(page, "frontier", found)

@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.smollm import grid
-from benchmarks.smollm.grid_report import Line, kind_of, name_of, over_seeds, run_of
+from benchmarks.smollm.grid_report import (
+    BASE,
+    CONTRAST,
+    RATE,
+    Line,
+    kind_of,
+    name_of,
+    over_seeds,
+    run_of,
+)
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
 from benchmarks.smollm.task_report import signed
@@ -29,6 +38,8 @@ from benchmarks.smollm.task_train import Task, TimeIsUp
 from benchmarks.smollm.wordings import WORDINGS
 
 ANSWERS = "sentiment-prompted.jsonl"
+COMPARED = (BASE, CONTRAST)
+"""Arms whose runs on all pairs are compared with what the instruction does."""
 PARTS = ("sentiment", "disfluency", "repeats", "finished", "tokens")
 
 
@@ -91,20 +102,52 @@ def who_of(line: Line) -> str:
     return f"{name_of(line)}, {labels}, {pairs} × {epochs}"
 
 
-def text(lines: Sequence[Line]) -> str:
-    """The Markdown between the markers."""
+def untrained(lines: Sequence[Line]) -> Line | None:
+    """The first line that is of the starting model, if there is one."""
+    return next((line for line in lines if "arm" not in line), None)
+
+
+def beyond(runs: Sequence[Line], asked: Line) -> str:
+    """A table of what policies have, asked by the prompt alone, above the starting model so asked.
+
+    Args:
+        runs: of the grid.
+        asked: the line of the starting model.
+    """
+    rows = []
+    for who in dict.fromkeys(map(who_of, runs)):
+        same = [run for run in runs if who_of(run) == who]
+        gaps = [np.array(run["after"]) - np.array(asked["after"]) for run in same]
+        rows.append([who, str(len(same)), signed(over_seeds(gaps))])
+    return markdown(["policy, not asked", "seeds", f"reward beyond “{asked['ahead']}”"], rows)
+
+
+def text(lines: Sequence[Line], runs: Sequence[Line] = ()) -> str:
+    """The Markdown between the markers.
+
+    Args:
+        lines: what is judged behind an instruction.
+        runs: of the grid, which are compared with `untrained`.
+    """
     if not lines:
         return "No answers are judged yet."
     rows = []
     for who, wording in dict.fromkeys((who_of(line), line["wording"]) for line in lines):
         same = [line for line in lines if (who_of(line), line["wording"]) == (who, wording)]
         rows.append(row(who, same))
-    return markdown(["policy", "asked", "seeds", "reward, change", "KL", *PARTS], rows)
+    found = markdown(["policy", "asked", "seeds", "reward, change", "KL", *PARTS], rows)
+    start = untrained(lines)
+    return f"{found}\n\n{beyond(runs, start)}" if runs and start else found
 
 
 def write_page(results: Path, page: Path) -> None:
     """Put the table between the markers of a page, and print it."""
-    found = text(stored(results / ANSWERS))
+    compared = [
+        run
+        for run in stored(results / grid.RUNS)
+        if run["arm"] in COMPARED and run["pairs"] == grid.DRAWN_FROM and run["rate"] == RATE
+    ]
+    found = text(stored(results / ANSWERS), compared)
     print(found)
     if page.is_file():
         fill(page, "prompted", found)

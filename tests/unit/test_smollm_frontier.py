@@ -71,3 +71,13 @@ def test_arms_are_compared_at_equal_distance_by_seed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(frontier, "UPDATES", (20, 40))
     assert frontier.text(runs, points) == "No run is judged on its way yet."
     assert frontier.text(runs, []) == "No run is judged on its way yet."
+
+
+def test_arms_are_compared_with_asking_at_its_distance() -> None:
+    ends = run("contrast", 3, kl=16.0, reward=4.0)
+    ways = [point(ends, 20, kl=1.0, reward=1.0)]
+    # Reward is the root of the KL: 3 at 9 nats.
+    asked = run("", 0, kl=9.0, reward=1.25) | {"ahead": "Be kind:"}
+    *_, said = frontier.text([ends], ways, asked).splitlines()
+    start = "At 9.0 nats, the distance of the starting model that is asked “Be kind:”, "
+    assert said.startswith(f"{start}reward less that model's: `contrast` +1.750 [+1.7")

@@ -99,6 +99,15 @@ def test_a_row_for_each_policy_is_the_mean_of_its_seeds() -> None:
     assert prompted.text([]) == "No answers are judged yet."
 
 
+def test_runs_are_compared_with_the_starting_model_by_prompt() -> None:
+    known = {"labels": "turned-0.4", "pairs": 1000, "epochs": 1, "arm": "dpo", "rate": 1e-4}
+    runs = [{**known, "seed": seed, "after": [0.75, 1.25] * 8} for seed in (1, 2)]
+    runs.append({**known, "arm": "contrast", "seed": 1, "after": [1.5, 2.0] * 8})
+    *_, dpo, contrast = prompted.text([judged(0.5)], runs).splitlines()
+    assert dpo == "| `dpo`, turned-0.4, 1000 × 1 | 2 | +0.250 [+0.250, +0.250] |"
+    assert contrast == "| `contrast`, turned-0.4, 1000 × 1 | 1 | +1.000 [+1.000, +1.000] |"
+
+
 def test_without_the_run_one_sentence(tmp_path: Path) -> None:
     task = Task(tmp_path, tmp_path, tmp_path, 8, 8, 1, 0, 0.0)
     wanted = grid.wanted_of(task, "turned-0.4", "dpo", 1)
