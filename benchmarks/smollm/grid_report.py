@@ -127,7 +127,7 @@ def text(lines: Sequence[Line]) -> str:
     for line in lines:
         seeds.setdefault((kind_of(line), name_of(line)), set()).add(line["seed"])
     if min(map(len, seeds.values())) < WANTED:
-        out.append(f"Fewer than {WANTED} seeds are run of some arms: no verdict.")
+        out.append(f"Of arms with fewer than {WANTED} seeds: no verdict.")
     return "\n".join(out).rstrip()
 
 
