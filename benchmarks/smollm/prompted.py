@@ -107,19 +107,36 @@ def untrained(lines: Sequence[Line]) -> Line | None:
     return next((line for line in lines if "arm" not in line), None)
 
 
-def beyond(runs: Sequence[Line], asked: Line) -> str:
-    """A table of what policies have, asked by the prompt alone, above the starting model so asked.
+def beyond(runs: Sequence[Line], lines: Sequence[Line]) -> str:
+    """A table of the reward that policies have, asked by the prompt alone, above asked ones.
 
     Args:
         runs: of the grid.
-        asked: the line of the starting model.
+        lines: what is judged behind an instruction, `untrained` and perhaps `dpo`.
     """
+    start = untrained(lines)
+    if start is None or not runs:
+        return ""
+    told = {
+        (kind_of(line), line["seed"]): line
+        for line in lines
+        if line.get("arm") == BASE and line["wording"] == start["wording"]
+    }
     rows = []
     for who in dict.fromkeys(map(who_of, runs)):
         same = [run for run in runs if who_of(run) == who]
-        gaps = [np.array(run["after"]) - np.array(asked["after"]) for run in same]
-        rows.append([who, str(len(same)), signed(over_seeds(gaps))])
-    return markdown(["policy, not asked", "seeds", f"reward beyond “{asked['ahead']}”"], rows)
+        paired = [(run, told.get((kind_of(run), run["seed"]))) for run in same]
+        both = [(run, base) for run, base in paired if base is not None]
+        rows.append([who, *_above([(run, start) for run in same]), *_above(both)])
+    asked = f"asked “{start['ahead']}”"
+    heads = ["policy, not asked", f"above the starting model {asked}", "seeds"]
+    return markdown([*heads, f"above `{BASE}` {asked}, same pairs", "seeds"], rows)
+
+
+def _above(pairs: Sequence[tuple[Line, Line]]) -> list[str]:
+    """Reward of the first of each less that of the second, and how many; dashes of none."""
+    gaps = [np.array(run["after"]) - np.array(base["after"]) for run, base in pairs]
+    return [signed(over_seeds(gaps)), str(len(gaps))] if gaps else ["–", "–"]
 
 
 def text(lines: Sequence[Line], runs: Sequence[Line] = ()) -> str:
@@ -136,8 +153,7 @@ def text(lines: Sequence[Line], runs: Sequence[Line] = ()) -> str:
         same = [line for line in lines if (who_of(line), line["wording"]) == (who, wording)]
         rows.append(row(who, same))
     found = markdown(["policy", "asked", "seeds", "reward, change", "KL", *PARTS], rows)
-    start = untrained(lines)
-    return f"{found}\n\n{beyond(runs, start)}" if runs and start else found
+    return "\n\n".join(filter(None, [found, beyond(runs, lines)]))
 
 
 def write_page(results: Path, page: Path) -> None:

@@ -103,9 +103,14 @@ def test_runs_are_compared_with_the_starting_model_by_prompt() -> None:
     known = {"labels": "turned-0.4", "pairs": 1000, "epochs": 1, "arm": "dpo", "rate": 1e-4}
     runs = [{**known, "seed": seed, "after": [0.75, 1.25] * 8} for seed in (1, 2)]
     runs.append({**known, "arm": "contrast", "seed": 1, "after": [1.5, 2.0] * 8})
-    *_, dpo, contrast = prompted.text([judged(0.5)], runs).splitlines()
-    assert dpo == "| `dpo`, turned-0.4, 1000 × 1 | 2 | +0.250 [+0.250, +0.250] |"
-    assert contrast == "| `contrast`, turned-0.4, 1000 × 1 | 1 | +1.000 [+1.000, +1.000] |"
+    lines = [judged(0.5), judged(0.625, **known, seed=1), judged(9.0, **known, seed=2)]
+    *_, dpo, contrast = prompted.text(lines, runs).splitlines()
+    whole, level = "1000 × 1 | +0.250 [+0.250, +0.250] | 2", "+0.875 [+0.875, +0.875] | 1"
+    assert dpo.startswith(f"| `dpo`, turned-0.4, {whole} | -")
+    assert contrast == (
+        f"| `contrast`, turned-0.4, 1000 × 1 | +1.000 [+1.000, +1.000] | 1 | {level} |"
+    )
+    assert prompted.text(lines[1:], runs).count("|\n\n|") == 0
 
 
 def test_without_the_run_one_sentence(tmp_path: Path) -> None:
