@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -42,10 +41,8 @@ def main() -> None:
     """Run what is missing of the sweeps."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.frontier")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["on-0.4", "on-0.2"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(FRESH_SEEDS))
+    study.add_options(parser)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=study.WORK)
-    parser.add_argument("--results", type=Path, default=study.RESULTS)
     args = parser.parse_args()
     runner.prepare_parent()
     results, settings = Results(args.results), Settings()

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.evidence import study
 from benchmarks.evidence import vocabulary as words
-from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
 from benchmarks.evidence.data import make_data, make_sft
 from benchmarks.evidence.pairs import picked
@@ -39,9 +38,7 @@ REGIMES_SEEN = ("on-0.4", "on-0.2", "on-0.0", "patterned-0.4", "unasked-0.4", "u
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.gates")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES_SEEN)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(FRESH_SEEDS))
-    parser.add_argument("--work", type=Path, default=study.WORK)
-    parser.add_argument("--results", type=Path, default=study.RESULTS)
+    study.add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results, settings = Results(args.results), Settings()

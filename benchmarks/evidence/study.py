@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import artifacts, runner
+from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.data import data_key, make_data, make_held_out, make_sft, sft_folder
 from benchmarks.evidence.judges import WORLD
@@ -26,6 +28,13 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WORK = HERE.parents[1] / "evidence-work"
 """Models, data and output folders, which can be made again."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the scripts that look at new worlds: which ones, and where things lie."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(FRESH_SEEDS))
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--results", type=Path, default=RESULTS)
 
 
 def run_folder(run: Run, settings: Settings, work: Path) -> Path:

@@ -79,9 +79,7 @@ def answered(seed: int, settings: Settings, work: Path, asked: bool) -> dict[str
 def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.told")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(FRESH_SEEDS))
-    parser.add_argument("--work", type=Path, default=study.WORK)
-    parser.add_argument("--results", type=Path, default=study.RESULTS)
+    study.add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results, settings = Results(args.results), Settings()
