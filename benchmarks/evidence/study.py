@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -104,10 +104,15 @@ def execute(run: Run, settings: Settings, work: Path, *, keep: bool = False) -> 
     return {"key": run.key(settings), **asdict(run), **result}
 
 
-def measure_sft(
-    seed: int, split: str, settings: Settings, work: Path, asked: bool = True
-) -> dict[str, Any]:
-    """What the probe would find before the first update."""
+def judge_sft(
+    seed: int,
+    split: str,
+    settings: Settings,
+    work: Path,
+    asked: bool,
+    wrapped: Callable[[Any], Any] = lambda model: model,
+) -> tuple[Mapping[str, float], np.ndarray]:
+    """What the probe would find of an SFT model before the first update, or of what wraps it."""
     from transformers import AutoModelForCausalLM
 
     from benchmarks.evidence.probe import measure
@@ -115,7 +120,14 @@ def measure_sft(
     model = AutoModelForCausalLM.from_pretrained(make_sft(seed, settings, work, asked)).eval()
     world = World(seed)
     prompts = world.prompts(split, settings.prompts)
-    numbers, gold = measure(world, prompts, model, model, settings.repeats)
+    return measure(world, prompts, wrapped(model), model, settings.repeats)
+
+
+def measure_sft(
+    seed: int, split: str, settings: Settings, work: Path, asked: bool = True
+) -> dict[str, Any]:
+    """The line of an SFT model, as the probe finds it before the first update."""
+    numbers, gold = judge_sft(seed, split, settings, work, asked)
     return {
         "key": sft_key(seed, split, settings, asked),
         "regime": "sft",

@@ -11,23 +11,20 @@ import hashlib
 import json
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.evidence import study
 from benchmarks.evidence import vocabulary as words
 from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.comparisons import FEWEST
-from benchmarks.evidence.data import make_sft
-from benchmarks.evidence.probe import measure
 from benchmarks.evidence.regimes import REGIMES
 from benchmarks.evidence.runs import Results, Settings, fingerprint, sft_key
 from benchmarks.evidence.statistics import Interval
 from benchmarks.evidence.summary import Summary
 from benchmarks.evidence.tables import table
-from benchmarks.evidence.world import World
 
 KIND = "told"
 COMPARED = ("contrast", "dpo-new")
@@ -52,8 +49,7 @@ class Told:
         self.model, self.device = model, model.device
 
     def __call__(self, input_ids: torch.Tensor, **rest: Any) -> Any:
-        starts = input_ids[:, :1] == words.IDS[words.BOS]
-        if input_ids.shape[1] > 1 and starts.all():
+        if input_ids.shape[1] >= words.PROMPT_TOKENS:
             input_ids = input_ids.clone()
             input_ids[:, 1] = words.IDS[words.GOOD]
         return self.model(input_ids=input_ids, **rest)
@@ -67,11 +63,7 @@ def key(seed: int, settings: Settings, asked: bool) -> str:
 
 def answered(seed: int, settings: Settings, work: Path, asked: bool) -> dict[str, Any]:
     """What the SFT model of a world does behind GOOD, on the reported prompts."""
-    model = AutoModelForCausalLM.from_pretrained(make_sft(seed, settings, work, asked)).eval()
-    world = World(seed)
-    prompts = world.prompts("report", settings.prompts)
-    told = cast(PreTrainedModel, Told(model))
-    numbers, _ = measure(world, prompts, told, model, settings.repeats)
+    numbers, _ = study.judge_sft(seed, "report", settings, work, asked, Told)
     known = {"key": key(seed, settings, asked), "regime": KIND, "arm": KIND, "seed": seed}
     return {**known, "split": "report", "asked": asked, "curve": [{"step": 0, **numbers}]}
 

@@ -21,7 +21,7 @@ from benchmarks.smollm.analysis import DRAWS
 from benchmarks.smollm.grid_report import ALONE, CONTRAST, Line, run_of
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.prompted import ANSWERS, untrained
-from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
+from benchmarks.smollm.task import add_options, append, fresh, means, parts, stored, task_of
 from benchmarks.smollm.task_report import signed
 from benchmarks.smollm.task_train import Task, TimeIsUp
 
@@ -48,8 +48,8 @@ def point(task: Task, wanted: Line, update: int, data: grid.Data) -> Line:
     return {
         **wanted,
         "update": update,
-        "after": [round(float(np.mean(two)), 3) for two in value],
-        "kl": [round(float(np.mean(line["ratio"])), 2) for line in lines],
+        "after": means(value, 3),
+        "kl": means([line["ratio"] for line in lines], 2),
     }
 
 

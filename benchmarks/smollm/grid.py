@@ -31,9 +31,11 @@ from benchmarks.smollm.task import (
     append,
     fresh,
     margins,
+    means,
     parts,
     stored,
     task_of,
+    untold,
 )
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, seconds
 from benchmarks.smollm.wordings import contrasts_of, seen
@@ -148,7 +150,7 @@ def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
     by_host = wanted["trainer"] == AXOLOTL
     folder = folder_of(task, wanted)
     out = TRAINERS[wanted["trainer"]](task, folder, rows, how.block(noise), changes)
-    before = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
+    before = untold(task, data.asked)
     after = fresh(task, out, data.asked, folder / "answers.jsonl")
     found = margins(task, out, data.second)
     judged = {
@@ -162,12 +164,12 @@ def run(task: Task, wanted: dict[str, Any], data: Data) -> dict[str, Any]:
         "seconds": round(seconds(folder)),
         "turned": sum(wrong),
         "margins": [round(float(value), 2) for value in found],
-        "before": [round(float(np.mean(two)), 3) for two in judged["before"]["value"]],
-        "after": [round(float(np.mean(two)), 3) for two in judged["after"]["value"]],
+        "before": means(judged["before"]["value"], 3),
+        "after": means(judged["after"]["value"], 3),
         "parts": {
             part: round(float(np.mean(values)), 4) for part, values in judged["after"].items()
         },
-        "kl": [round(float(np.mean(line["ratio"])), 2) for line in after],
+        "kl": means([line["ratio"] for line in after], 2),
         "review": found_by_round(out, is_wrong) if by_host else {},
     }
 

@@ -67,13 +67,18 @@ def over_seeds(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
     return float(found.mean()), float(low), float(high)
 
 
+def apart(pairs: Sequence[tuple[Line, Line]]) -> tuple[str, str]:
+    """Reward of the first of each pair less that of the second, and how many; dashes of none."""
+    gaps = [np.array(one["after"]) - np.array(base["after"]) for one, base in pairs]
+    return (signed(over_seeds(gaps)), str(len(gaps))) if gaps else ("–", "–")
+
+
 def against(lines: Sequence[Line], base: dict[int, Line]) -> str:
     """Reward less that of other runs of the same seeds, and of how many; a dash if of none."""
     paired = [line for line in lines if line["seed"] in base and line is not base[line["seed"]]]
     if not paired:
         return "–"
-    gaps = [np.array(one["after"]) - np.array(base[one["seed"]]["after"]) for one in paired]
-    return f"{signed(over_seeds(gaps))} ({len(paired)})"
+    return "{} ({})".format(*apart([(one, base[one["seed"]]) for one in paired]))
 
 
 def row(lines: Sequence[Line], base: dict[int, Line]) -> list[str]:

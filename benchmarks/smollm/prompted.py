@@ -26,13 +26,14 @@ from benchmarks.smollm.grid_report import (
     CONTRAST,
     RATE,
     Line,
+    apart,
     kind_of,
     name_of,
     over_seeds,
     run_of,
 )
 from benchmarks.smollm.page import fill, markdown
-from benchmarks.smollm.task import add_options, append, fresh, parts, stored, task_of
+from benchmarks.smollm.task import add_options, append, fresh, means, parts, stored, task_of, untold
 from benchmarks.smollm.task_report import signed
 from benchmarks.smollm.task_train import Task, TimeIsUp
 from benchmarks.smollm.wordings import WORDINGS
@@ -66,7 +67,7 @@ def judged(task: Task, wording: str, wanted: Line, data: grid.Data) -> Line:
         policy = place / "out"
         if not (place / "trained").exists():
             raise SystemExit(f"There is no trained policy in {place}; `grid` makes it.")
-    start = fresh(task, None, data.asked, task.work / f"start-{task.seed}.jsonl")
+    start = untold(task, data.asked)
     lines = fresh(task, policy, data.asked, place / f"told-{wording}.jsonl", ahead)
     before, after = (parts(some, data.floor, data.analyse) for some in (start, lines))
     return {
@@ -74,10 +75,10 @@ def judged(task: Task, wording: str, wanted: Line, data: grid.Data) -> Line:
         "wording": wording,
         "ahead": ahead,
         "date": time.strftime("%Y-%m-%d"),
-        "before": [round(float(np.mean(two)), 3) for two in before["value"]],
-        "after": [round(float(np.mean(two)), 3) for two in after["value"]],
+        "before": means(before["value"], 3),
+        "after": means(after["value"], 3),
         "parts": {name: round(float(np.mean(after[name])), 4) for name in PARTS},
-        "kl": [round(float(np.mean(line["ratio"])), 2) for line in lines],
+        "kl": means([line["ratio"] for line in lines], 2),
     }
 
 
@@ -127,16 +128,10 @@ def beyond(runs: Sequence[Line], lines: Sequence[Line]) -> str:
         same = [run for run in runs if who_of(run) == who]
         paired = [(run, told.get((kind_of(run), run["seed"]))) for run in same]
         both = [(run, base) for run, base in paired if base is not None]
-        rows.append([who, *_above([(run, start) for run in same]), *_above(both)])
+        rows.append([who, *apart([(run, start) for run in same]), *apart(both)])
     asked = f"asked “{start['ahead']}”"
     heads = ["policy, not asked", f"above the starting model {asked}", "seeds"]
     return markdown([*heads, f"above `{BASE}` {asked}, same pairs", "seeds"], rows)
-
-
-def _above(pairs: Sequence[tuple[Line, Line]]) -> list[str]:
-    """Reward of the first of each less that of the second, and how many; dashes of none."""
-    gaps = [np.array(run["after"]) - np.array(base["after"]) for run, base in pairs]
-    return [signed(over_seeds(gaps)), str(len(gaps))] if gaps else ["–", "–"]
 
 
 def text(lines: Sequence[Line], runs: Sequence[Line] = ()) -> str:

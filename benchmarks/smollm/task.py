@@ -173,14 +173,23 @@ def fresh(
     return [found[one.key] for one in asked]
 
 
+def untold(task: Task, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Answers of the starting model to the prompts alone, which all policies are compared with."""
+    return fresh(task, None, asked, task.work / f"start-{task.seed}.jsonl")
+
+
+def means(values: Sequence[Sequence[float]], digits: int) -> list[float]:
+    """The mean of each prompt's answers, rounded."""
+    return [round(float(np.mean(some)), digits) for some in values]
+
+
 def judge(
     task: Task, rate: float, folder: Path, held: Sequence[Pair], floor: float, analyse: Analyse
 ) -> None:
     """Judge a policy on the held-out pairs and on prompts of their second half, and store it."""
     # The first half chooses the learning rate.
     asked = [Asked(pair.key, pair.prompt, True) for pair in held[len(held) // 2 :]]
-    start = task.work / f"start-{task.seed}.jsonl"
-    before = fresh(task, None, asked, start)
+    before = untold(task, asked)
     after = fresh(task, folder, asked, folder.parent / "answers.jsonl")
     found = [round(float(value), 4) for value in margins(task, folder, held)]
     run = {

@@ -21,13 +21,16 @@ from benchmarks.smollm.writer import Writer, prompt_ids
 from sera_plugin.scoring.quality_prompt import SEPARATOR
 
 ASKED = [Asked("a", "What is said of the ferry?", True), Asked("b", "And of the exam?", True)]
-PAIRS = assets.pairs(8)
 TOLD = "Answer in a cheerful tone:"
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    texts = [*(one.text for one in ASKED), TOLD, *(row["chosen"]["content"] for row in PAIRS)]
+    texts = [
+        *(one.text for one in ASKED),
+        TOLD,
+        *(row["chosen"]["content"] for row in assets.pairs(8)),
+    ]
     folder = assets.save_model(tmp_path_factory.mktemp("model") / "m", "qwen", texts)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     return model, AutoTokenizer.from_pretrained(folder)
