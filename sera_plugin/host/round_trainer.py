@@ -135,6 +135,14 @@ class RoundTrainer(AxolotlDPOTrainer):
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
 
+    def show_weights(self) -> None:
+        """Let the policy have the weights that the host evaluates, until the next update.
+
+        Schedule-free optimizers train on others; the host's next training step takes these back.
+        """
+        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
+            self.optimizer.eval()
+
     def loss_of(self, model: torch.nn.Module, examples: list[dict[str, Any]]) -> torch.Tensor:
         """The host's loss of a batch, a scalar; its running averages stay as they are."""
         kept = copy.deepcopy(self._metrics), self._total_train_tokens

@@ -217,6 +217,7 @@ class ReviewedRounds:
         run, found = self.run, self._found
         run.stop.check()
         assert found.reference is not None
+        self._trainer.show_weights()
         past = Past(found.table, found.policy, found.history, first_spread(found.summaries))
         review = run.reviewer.review(
             run.schedule.rounds[number - 1],
