@@ -21,7 +21,7 @@ from benchmarks.hardware import forward_flops, rates, synchronize
 from sera_plugin.data.pairs import OfflineCompletions
 from sera_plugin.sampling.paged_engine import PagedEngine
 from sera_plugin.sampling.sampler import Prompt
-from sera_plugin.scoring.scorer import CompletionList
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.training.run import Run
 
 SLOW_PAIRS = 24

@@ -17,8 +17,9 @@ from benchmarks.gpu_check.found import Machine, Row, Skipped, needs
 from sera_plugin.data.candidates import Prompt
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Sampling
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.logps import answer_logps
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.training.objective import BASES, Step, base_of
 
 PER_TOKEN = 0.02

@@ -34,7 +34,8 @@ from benchmarks.smollm.writer import scorer_on
 from sera_plugin.config.contrast import ContrastPrompts
 from sera_plugin.config.selection import SelectionConfig
 from sera_plugin.review.belief import believe
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.scorer import Scorer, inference
 
 CHUNK = 16
 DRAWS = 40

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from benchmarks.smollm.model import load
 from benchmarks.smollm.writer import scorer_on
 from sera_plugin.config.contrast import BUILT_IN, ContrastPrompts
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.quality_prompt import QUALITY_PROMPT, QualityWriter
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.scorer import Scorer, inference
 
 DATA = Path("../shared/data/alpaca_eval_pairs.jsonl")
 RESULTS = Path("benchmarks/smollm/results/alpaca_eval_pairs.jsonl")

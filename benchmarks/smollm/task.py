@@ -26,7 +26,8 @@ from benchmarks.smollm.model import load
 from benchmarks.smollm.sentiment import Analyse, Asked, Pair, pairs_of, prompts, reward, vader
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp, train
 from benchmarks.smollm.writer import Writer, prompt_ids, scorer_on
-from sera_plugin.scoring.scorer import CompletionList, inference
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.scorer import inference
 
 RESULTS = Path("benchmarks/smollm/results")
 SAMPLES, RUNS = "sentiment-samples.jsonl", "sentiment-runs.jsonl"

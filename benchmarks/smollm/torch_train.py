@@ -27,8 +27,9 @@ from benchmarks.smollm.task_train import BETA, LORA_ALPHA, LORA_R, SECONDS, WARM
 from benchmarks.smollm.writer import PAD, prompt_ids, scorer_on
 from sera_plugin.config import parse_block
 from sera_plugin.review.belief import believe
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.logps import token_logps
-from sera_plugin.scoring.scorer import CompletionList, inference
+from sera_plugin.scoring.scorer import inference
 from sera_plugin.training.objective import Base, Step, base_of
 
 BATCH = 8

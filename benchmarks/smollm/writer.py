@@ -14,8 +14,9 @@ from sera_plugin.data.candidates import Prompt
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
-from sera_plugin.scoring.quality_prompt import SEPARATOR
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.frames import SEPARATOR
+from sera_plugin.scoring.scorer import Scorer, inference
 
 MOST_TOKENS, TEMPERATURE = 64, 0.7
 END, PAD = 2, 0

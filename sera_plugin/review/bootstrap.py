@@ -35,9 +35,10 @@ from sera_plugin.review.selection import History
 from sera_plugin.runtime.shards import round_label
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.settings import Serving
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.known import completed
 from sera_plugin.scoring.policies import Policies
-from sera_plugin.scoring.scorer import CompletionList, Phase, Scored, Scorer, phase_of
+from sera_plugin.scoring.scorer import Phase, Scored, Scorer, phase_of
 from sera_plugin.scoring.snapshot import Snapshot
 
 

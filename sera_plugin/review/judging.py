@@ -20,7 +20,7 @@ from sera_plugin.runtime.errors import JudgeError, raised
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.ranks import gathered
 from sera_plugin.runtime.shards import Origin, Shards
-from sera_plugin.scoring.scorer import CompletionList
+from sera_plugin.scoring.completions import CompletionList
 
 KEY = JUDGES.key
 

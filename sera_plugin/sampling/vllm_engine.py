@@ -19,8 +19,9 @@ from sera_plugin.runtime.logs import logger
 from sera_plugin.runtime.ranks import gathered, shared, together
 from sera_plugin.sampling.vllm_protocol import OPTIONS, Probe, answers_of, options_for, prefixes_of
 from sera_plugin.sampling.vllm_weights import weights_of
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.logps import Forward
-from sera_plugin.scoring.scorer import CompletionList, Scorer
+from sera_plugin.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from sera_plugin.data.candidates import Draws, Prompt

@@ -23,9 +23,10 @@ from sera_plugin.data.margins import PairLogps
 from sera_plugin.data.pairs import OfflinePairs
 from sera_plugin.data.rounds import RoundRow
 from sera_plugin.runtime.shards import REFERENCE
+from sera_plugin.scoring.completions import CompletionList, Completions
 from sera_plugin.scoring.quality_pairs import QualityCompletions, QualityPairs, prompts_with
 from sera_plugin.scoring.quality_prompt import QualityWriter, opposite_writers
-from sera_plugin.scoring.scorer import CompletionList, Completions, Scorer
+from sera_plugin.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from sera_plugin.scoring.policies import Policies

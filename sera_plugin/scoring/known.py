@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sera_plugin.runtime.logs import logger
-from sera_plugin.scoring.scorer import CompletionList, Completions, Scored, Tokens
+from sera_plugin.scoring.completions import CompletionList, Completions, Tokens
+from sera_plugin.scoring.scorer import Scored
 
 LOG = logger(__name__)
 

@@ -1,5 +1,4 @@
-"""Log-probs of completions under a model. Collectives: those of
-``runtime.passes``.
+"""Log-probs of completions under a model. Collectives: those of ``runtime.passes``.
 
 Batches are formed over the whole job, by length, and dealt to the ranks, so a batch holds the
 same rows whatever the number of ranks; a rank without a batch repeats one and drops the result.
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +21,8 @@ from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.passes import Pass
 from sera_plugin.runtime.shards import Origin, Shards
 from sera_plugin.scoring.batches import LogpCodec, plan_batches
+from sera_plugin.scoring.completions import CompletionList as CompletionList  # its path in 0.1.0
+from sera_plugin.scoring.completions import Completions, Tokens
 from sera_plugin.scoring.layout import Group
 from sera_plugin.scoring.logps import Forward, completion_logps
 from sera_plugin.scoring.sharing import (
@@ -35,72 +35,12 @@ from sera_plugin.scoring.sharing import (
     plan_shared,
 )
 
-Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
-"""Token ids of a prompt and of an answer."""
-
 SHORTEST = 0.92
 """A row has at least this share of the longest row's tokens in its batch, so that less than a
 twelfth of a batch is padding, and about half of that on average."""
 
 SHARD_BATCHES = 32
 """Batches per rank in a shard: seconds of work, beside which writing it takes no time."""
-
-
-class Completions(Protocol):
-    """Prompts with their answers, fetched batch by batch.
-
-    Attributes:
-        lengths: tokens of prompt and answer together, int64, shape (n,).
-        prompts: completions with the same number have the same prompt, int64, shape (n,).
-        prompt_tokens: tokens of the prompt, int64, shape (n,).
-    """
-
-    @property
-    def lengths(self) -> np.ndarray: ...
-
-    @property
-    def prompts(self) -> np.ndarray: ...
-
-    @property
-    def prompt_tokens(self) -> np.ndarray: ...
-
-    def fetch(self, numbers: Sequence[int]) -> Sequence[Tokens]:
-        """Token ids of the prompts and of the answers of these numbers."""
-
-    def digest(self) -> str:
-        """Hash of all token ids in their order."""
-
-
-@dataclass(frozen=True)
-class CompletionList:
-    """Completions held in memory, as (prompt_ids, completion_ids)."""
-
-    rows: Sequence[Tokens]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(prompt) + len(answer) for prompt, answer in self.rows], dtype=np.int64)
-
-    @property
-    def prompts(self) -> np.ndarray:
-        known: dict[bytes, int] = {}
-        keys = (np.asarray(prompt, dtype=np.int64).tobytes() for prompt, _ in self.rows)
-        return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
-
-    @property
-    def prompt_tokens(self) -> np.ndarray:
-        return np.array([len(prompt) for prompt, _ in self.rows], dtype=np.int64)
-
-    def fetch(self, numbers: Sequence[int]) -> list[Tokens]:
-        return [self.rows[number] for number in numbers]
-
-    def digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for row in self.rows:
-            for part in row:
-                digest.update(len(part).to_bytes(8, "big"))
-                digest.update(np.asarray(part, dtype=np.int64).tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from sampled import EOS, PROMPTS, SETTINGS, VOCABULARY
 from sera_plugin.data.margins import BadNumbersError, check_numbers
 from sera_plugin.sampling.sampler import Sampler
 from sera_plugin.sampling.transformers_engine import TransformersEngine, only_drawn
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.scorer import Scorer, inference
 
 draw = np.random.default_rng(5)
 LENGTHS = np.array([(8, 5), (20, 31), (1, 2), (60, 44), (9, 9), (33, 7)])

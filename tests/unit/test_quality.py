@@ -14,13 +14,12 @@ from jinja2 import TemplateError
 
 from sera_plugin.host.loading import chat_templates
 from sera_plugin.runtime.errors import SeraConfigError
+from sera_plugin.scoring.frames import Frame, renderer
 from sera_plugin.scoring.quality_prompt import (
     QUALITY_PROMPT,
-    Frame,
     QualityWriter,
     check_prompts,
     quality_text,
-    renderer,
 )
 
 P = "Be kind and exact."

@@ -20,7 +20,8 @@ from sera_plugin.sampling.sampler import Prompt, Sampler
 from sera_plugin.sampling.settings import Sampling
 from sera_plugin.sampling.transformers_engine import TransformersEngine
 from sera_plugin.scoring import scorer as scoring
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.scorer import Scorer, inference
 
 VOCABULARY = 40
 draw = np.random.default_rng(5)

@@ -22,8 +22,9 @@ from sera_plugin.sampling import transformers_engine
 from sera_plugin.sampling.paged_engine import PagedEngine
 from sera_plugin.sampling.sampler import CompletionCodec, Sampler
 from sera_plugin.sampling.transformers_engine import TransformersEngine
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.known import COMPARED, completed
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.training.sharing import with_measured
 
 OF_ID = {prompt.example_id: prompt.token_ids for prompt in PROMPTS}

@@ -17,12 +17,8 @@ from slow_reference import plain_loop
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.scoring import logps as completion_logps
 from sera_plugin.scoring.batches import plan_batches
-from sera_plugin.scoring.scorer import (
-    SHORTEST,
-    CompletionList,
-    Scorer,
-    inference,
-)
+from sera_plugin.scoring.completions import CompletionList
+from sera_plugin.scoring.scorer import SHORTEST, Scorer, inference
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/alpaca_eval_pairs.jsonl"
 

@@ -18,8 +18,9 @@ from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralFo
 from sera_plugin.runtime.memory import Fitting
 from sera_plugin.runtime.shards import Origin, round_label
 from sera_plugin.scoring import logps as at_the_head
+from sera_plugin.scoring.completions import CompletionList
 from sera_plugin.scoring.layout import NotPackable
-from sera_plugin.scoring.scorer import CompletionList, Scorer, inference
+from sera_plugin.scoring.scorer import Scorer, inference
 from sera_plugin.scoring.sharing import plan_shared
 
 VOCABULARY = 50

@@ -18,7 +18,7 @@ from benchmarks.smollm.task_signals import as_pair
 from benchmarks.smollm.task_train import Task
 from benchmarks.smollm.wordings import WORDINGS
 from benchmarks.smollm.writer import Writer, prompt_ids
-from sera_plugin.scoring.quality_prompt import SEPARATOR
+from sera_plugin.scoring.frames import SEPARATOR
 
 ASKED = [Asked("a", "What is said of the ferry?", True), Asked("b", "And of the exam?", True)]
 TOLD = "Answer in a cheerful tone:"
