@@ -8,7 +8,6 @@ are stored are not run again. Prints a Markdown table for each regime.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from benchmarks.evidence import runner, study
 from benchmarks.evidence.data import make_data, make_sft, sft_folder
-from benchmarks.evidence.runs import Results, Run, Settings, report_runs, sft_key
+from benchmarks.evidence.runs import Results, Run, Settings, digest, report_runs, sft_key
 from benchmarks.evidence.statistics import Interval, gold_at
 from benchmarks.evidence.tables import table
 from benchmarks.evidence.world import World
@@ -35,7 +34,7 @@ FILE = "expo.jsonl"
 def key_of(run: Run, settings: Settings, alpha: float) -> str:
     """Key of the measurement of an extrapolated model."""
     text = json.dumps([run.key(settings), "expo", alpha])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest(text)
 
 
 def trained(run: Run, settings: Settings, work: Path) -> list[dict[str, Any]]:

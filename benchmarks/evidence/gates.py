@@ -8,7 +8,6 @@ runs, in ``results/gates.jsonl``.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from benchmarks.evidence.artifacts import auc, parse_answers, parse_prompts
 from benchmarks.evidence.data import make_data, make_sft
 from benchmarks.evidence.pairs import picked
 from benchmarks.evidence.regimes import REGIMES
-from benchmarks.evidence.runs import Results, Run, Settings, fingerprint
+from benchmarks.evidence.runs import Results, Run, Settings, digest, fingerprint
 from benchmarks.evidence.world import Prompts
 from sera_plugin.config.selection import SelectionConfig
 from sera_plugin.review.belief import believe
@@ -55,7 +54,7 @@ def key(regime: str, seed: int, settings: Settings, checked: int = 0) -> str:
     """Key of what the gate said."""
     what = [KIND, fingerprint(), settings.identity(), REGIMES[regime].identity, seed]
     what += [checked] if checked else []
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+    return digest(json.dumps(what))
 
 
 def verdicts(regime: str, seed: int, settings: Settings, work: Path) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,11 @@ VERSION = 1
 """To be raised when the plugin's behaviour changes so that stored results no longer hold."""
 
 
+def digest(text: str) -> str:
+    """Hash of a text, 16 hex digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 @cache
 def fingerprint() -> str:
     """Hash of what the world, the SFT data and the pairs are, whatever the code looks like."""
@@ -44,7 +49,7 @@ def fingerprint() -> str:
         vocabulary.CHAT,
         [policy.SFT_PROMPTS, policy.GOOD_SHARE, asdict(policy.GOOD_WRITER)],
     ]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+    return digest(json.dumps(parts))
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Run:
             [self.seed, self.split, self.rate, self.beta],
         ]
         text = json.dumps(what, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return digest(text)
 
     @property
     def data(self) -> Regime:
@@ -144,7 +149,7 @@ def sft_key(seed: int, split: str, settings: Settings, asked: bool = True) -> st
     """Key of the measurement of an SFT model."""
     what = [fingerprint(), settings.identity(), seed, split]
     text = json.dumps(what if asked else [*what, "never shown `good`"])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest(text)
 
 
 Candidate = tuple[str, float, float]

@@ -7,7 +7,6 @@ and is judged as policies are. Stored like the runs, in ``results/told.jsonl``.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,7 @@ from benchmarks.evidence import vocabulary as words
 from benchmarks.evidence.arm import FRESH_SEEDS
 from benchmarks.evidence.comparisons import FEWEST
 from benchmarks.evidence.regimes import REGIMES
-from benchmarks.evidence.runs import Results, Settings, fingerprint, sft_key
+from benchmarks.evidence.runs import Results, Settings, digest, fingerprint, sft_key
 from benchmarks.evidence.statistics import Interval
 from benchmarks.evidence.summary import Summary
 from benchmarks.evidence.tables import table
@@ -58,7 +57,7 @@ class Told:
 def key(seed: int, settings: Settings, asked: bool) -> str:
     """Key of a measurement; ``asked`` as in ``Regime``."""
     what = [KIND, fingerprint(), settings.identity(), seed, asked]
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+    return digest(json.dumps(what))
 
 
 def answered(seed: int, settings: Settings, work: Path, asked: bool) -> dict[str, Any]:
