@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.smollm import grid
 from benchmarks.smollm.analysis import DRAWS
+from benchmarks.smollm.arms import ARMS
 from benchmarks.smollm.grid_report import ALONE, CONTRAST, Line, run_of
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.prompted import ANSWERS, untrained
@@ -173,7 +174,7 @@ def main() -> None:
     """Read the options, judge, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, pairs=1000, epochs=1)
-    parser.add_argument("--arms", nargs="+", choices=grid.ARMS, default=[CONTRAST, ALONE])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[CONTRAST, ALONE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4])
     given = parser.parse_args()
     task = task_of(given, seed=0)

@@ -15,6 +15,8 @@ import numpy as np
 
 from benchmarks.smollm import analysis
 from benchmarks.smollm.analysis import cell
+from benchmarks.smollm.arms import ARMS
+from benchmarks.smollm.labels import NOISES
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task_report import signed
 
@@ -107,6 +109,29 @@ def _reviews(lines: Sequence[Line]) -> str:
     return ", ".join(said) or "–"
 
 
+def _run_so_far(lines: Sequence[Line]) -> list[str]:
+    """How many seeds of ``WANTED`` each arm has been run with, by labels, in either size."""
+    seeds = {(arm, labels): set[int]() for arm in ARMS for labels in NOISES}
+    for line in lines:
+        if line["rate"] == RATE:
+            seeds[line["arm"], line["labels"]].add(line["seed"])
+    asked = {
+        one: min(len(found), WANTED)
+        for one, found in seeds.items()
+        if NOISES[one[1]].checked or not ARMS[one[0]].checked_alone
+    }
+    rows = [
+        [f"`{arm}`", *(str(asked.get((arm, labels), "–")) for labels in NOISES)] for arm in ARMS
+    ]
+    done = f"{sum(asked.values())} of {WANTED * len(asked)} are run"
+    said = f"Seeds run of the {WANTED} that are asked for, with either number of pairs; {done}."
+    return [
+        f"{said} Of an arm with fewer: no verdict.",
+        "",
+        markdown(["arm", *NOISES], rows),
+    ]
+
+
 def text(lines: Sequence[Line]) -> str:
     """The Markdown between the markers."""
     if not lines:
@@ -128,12 +153,7 @@ def text(lines: Sequence[Line]) -> str:
         apart = against(arms.get(f"`{CONTRAST}`", []), bases[ALONE])
         if apart != "–":
             out += [f"Reward of `{CONTRAST}` less that of `{ALONE}` (seeds): {apart}", ""]
-    seeds: dict[Any, set[int]] = {}
-    for line in lines:
-        seeds.setdefault((kind_of(line), name_of(line)), set()).add(line["seed"])
-    if min(map(len, seeds.values())) < WANTED:
-        out.append(f"Of arms with fewer than {WANTED} seeds: no verdict.")
-    return "\n".join(out).rstrip()
+    return "\n".join([*out, *_run_so_far(lines)])
 
 
 def write_page(lines: Sequence[Line], page: Path) -> None:

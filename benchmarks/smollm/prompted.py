@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.smollm import grid
+from benchmarks.smollm.arms import ARMS
 from benchmarks.smollm.grid_report import (
     BASE,
     CONTRAST,
@@ -32,6 +33,7 @@ from benchmarks.smollm.grid_report import (
     over_seeds,
     run_of,
 )
+from benchmarks.smollm.labels import NOISES
 from benchmarks.smollm.page import fill, markdown
 from benchmarks.smollm.task import add_options, append, fresh, means, parts, stored, task_of, untold
 from benchmarks.smollm.task_report import signed
@@ -183,8 +185,8 @@ def main() -> None:
     add_options(parser, pairs=1000, epochs=1)
     add = parser.add_argument
     add("--wordings", nargs="+", choices=WORDINGS, default=list(WORDINGS))
-    add("--labels", nargs="+", choices=grid.NOISES, default=["turned-0.4"])
-    add("--arms", nargs="+", choices=grid.ARMS, default=[], help="whose policies are asked, too")
+    add("--labels", nargs="+", choices=NOISES, default=["turned-0.4"])
+    add("--arms", nargs="+", choices=ARMS, default=[], help="whose policies are asked, too")
     add("--seeds", nargs="+", type=int, default=[])
     given = parser.parse_args()
     try:

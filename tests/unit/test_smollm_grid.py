@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.smollm import analysis, grid_report
-from benchmarks.smollm.grid import ARMS, robust
+from benchmarks.smollm.arms import ARMS, robust
 from benchmarks.smollm.labels import NOISES, Noise, checked, drawn, found_by_round, labelled, turned
 from benchmarks.smollm.sentiment import Pair
 from benchmarks.smollm.wordings import WORDINGS
@@ -132,7 +132,7 @@ def test_the_tables_are_of_differences_to_dpo_by_seed(monkeypatch: pytest.Monkey
     faster = grid_report.text([*lines, line("dpo", 0, 0.75) | {"rate": 3e-4}])
     assert "| `dpo` | 2 | .75 [" in faster
     assert re.search(r"\| `dpo`, 0\.0003 \| 1 \|[^|]+\|[^|]+\| \+0\.250 [^|]+\(1\) \|", faster)
-    assert "`checked-alone`" not in found
+    assert "less that of `checked-alone`" not in found
     assert grid_report.text([]) == "No run is stored yet."
 
 
@@ -145,6 +145,19 @@ def test_the_contrast_is_compared_with_the_checked_pairs_alone(
     found = grid_report.text(lines)
     said = "Reward of `contrast` less that of `checked-alone` (seeds): +0.250 [+0.250, +0.250] (2)"
     assert said in found
+
+
+def test_what_has_not_been_run_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "DRAWS", 50)
+    lines = [line("dpo", seed, 0.5) for seed in range(7)]
+    lines += [line("dpo", 0, 0.5) | {"pairs": 512, "epochs": 2}, line("sera", 3, 0.5)]
+    lines.append(line("random", 0, 0.5) | {"rate": 3e-4})
+    found = grid_report.text(lines)
+    assert "6 of 245 are run" in found
+    assert "| `dpo` | 5 | 0 | 0 | 0 | 0 | 0 |" in found
+    assert "| `sera` | 1 | 0 |" in found
+    assert "| `random` | 0 | 0 |" in found
+    assert "| `checked-alone` | – | – | – | – | – | 0 |" in found
 
 
 def test_intervals_are_of_seeds_too_where_there_are_five() -> None:

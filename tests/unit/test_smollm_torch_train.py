@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.smollm.grid import ARMS, robust
+from benchmarks.smollm.arms import ARMS, robust
 from benchmarks.smollm.labels import NOISES
 from benchmarks.smollm.task_train import PLAIN, Task, TimeIsUp
 from benchmarks.smollm.torch_train import (
