@@ -48,7 +48,9 @@ class RoundTrainer(AxolotlDPOTrainer):
     _total_train_tokens: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._built = False
         super().__init__(*args, **kwargs)
+        self._built = True
         self.data_collator: Any = KeyedCollator(self.data_collator)
         self._merging: Merging | None = None
 
@@ -282,7 +284,12 @@ class RoundTrainer(AxolotlDPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL calls this in its constructor, before the models are prepared, with a cache that
         # only one rank finds; `open_run` adds the log-probs instead.
-        return self.rounds.with_reference(dataset) if self.is_in_train else dataset
+        if not self._built:
+            return dataset
+        if self.is_in_train:
+            return self.rounds.with_reference(dataset)
+        # `axolotl evaluate`, which opens no rounds.
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

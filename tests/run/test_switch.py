@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 from pathlib import Path
@@ -201,3 +202,25 @@ def test_preprocess_prepares_what_training_reads(config: MakeConfig, run_cli: Ru
     output = run_cli("train", path, "--launcher", "python", "--max-steps", "9")
     assert output.count("Loading prepared dataset from disk") == 2
     assert sorted(prepared.rglob("data-*.arrow")) == written
+
+
+def evaluated(config: Path) -> dict[str, list[str]]:
+    """What `axolotl evaluate` wrote, by name of the measure, times left out."""
+    with (output_dir(config) / "eval_summary.csv").open(newline="") as file:
+        rows = {row["metric"]: [row["training"], row["validation"]] for row in csv.DictReader(file)}
+    timed = ("runtime", "_per_second", "_time")
+    return {name: values for name, values in rows.items() if not name.endswith(timed)}
+
+
+def test_evaluate_finds_what_it_finds_without_the_plugin(
+    config: MakeConfig, run_cli: RunCli, reviewed: tuple[Path, str]
+):
+    trained = str(output_dir(reviewed[0]))
+    found = []
+    for sera in (True, False):
+        path = config(num_epochs=2, sera=sera, base_model=trained)
+        run_cli("evaluate", path, "--launcher", "python")
+        found.append(evaluated(path))
+        assert not rounds_of(path)
+    assert found[0] == found[1]
+    assert float(found[0]["logps/chosen"][1]) < 0
