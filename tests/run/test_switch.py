@@ -224,3 +224,14 @@ def test_evaluate_finds_what_it_finds_without_the_plugin(
         assert not rounds_of(path)
     assert found[0] == found[1]
     assert float(found[0]["logps/chosen"][1]) < 0
+
+
+def test_inference_asks_the_trained_policy(
+    config: MakeConfig, run_cli: RunCli, reviewed: tuple[Path, str]
+):
+    trained = str(output_dir(reviewed[0]))
+    path = config(trainer_cls="sera_plugin.trainer.SeRATrainer", base_model=trained)
+    output = run_cli("inference", path, "--launcher", "python")
+    assert "Give me an instruction" in output
+    assert "SeRA is off" not in output
+    assert not rounds_of(path)
