@@ -6,10 +6,12 @@ and it does that after the datasets are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from string import Formatter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 """Bytes per weight, with the scales of their blocks."""
+
+ZEPHYR = "<|system|>\n{system}</s>\n<|user|>\n{prompt}</s>\n<|assistant|>\n"
+"""What ``type: zephyr.nectar`` writes, its system message empty."""
 
 
 @contextmanager
@@ -195,13 +200,35 @@ def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     found = [tokenizer.chat_template] if isinstance(tokenizer.chat_template, str) else []
     for entry in cfg.datasets or ():
-        kind = str(entry.get("type") or "").partition(".")[0]
+        kind = entry.get("type") or ""
+        if isinstance(kind, Mapping) and kind.get("prompt_format"):
+            found.append(template_of_format(kind["prompt_format"]))
+        kind = str(kind).partition(".")[0]
         choice, jinja = extract_chat_template_args(cfg=cfg, ds_cfg=entry)
         if choice != "tokenizer_default" or found:
             found.append(get_chat_template(choice, jinja_template=jinja, tokenizer=tokenizer))
         if kind in ("chatml", "llama3"):
             found.append(get_chat_template(kind))
+        if kind == "zephyr":
+            found.append(template_of_format(ZEPHYR))
     return list(dict.fromkeys(found))
+
+
+def template_of_format(written: str) -> str:
+    """A chat template that writes as the ``prompt_format`` of a dataset's ``type`` does.
+
+    Args:
+        written: with ``{prompt}``, the first user message, and perhaps ``{system}``.
+    """
+    places = {
+        "prompt": "{{ (messages | selectattr('role', 'equalto', 'user') | first).content }}",
+        "system": "{{ messages[0].content if messages[0].role == 'system' else '' }}",
+    }
+    parts = []
+    for text, place, _, _ in Formatter().parse(written):
+        parts.append(f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}")
+        parts.append(places.get(place or "", ""))
+    return "".join(parts)
 
 
 def _sentence(cfg: Any, error: Exception) -> str | None:

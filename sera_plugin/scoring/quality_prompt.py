@@ -129,10 +129,11 @@ class QualityWriter:
             bos = self.tokenizer.bos_token or ""
             opening = bos if bos and prompt.startswith(bos) else ""
             return opening + self.quality + SEPARATOR + prompt.removeprefix(opening)
-        hint = "; set it to user_prefix" if system else ""
+        hint = "set it to user_prefix, or name" if system else "name"
         raise SeraConfigError(
             f"{self.block}.placement: {self.placement} can't be used for {name}, because no chat "
-            f"template of the run writes p there in a prompt like {prompt[:60]!a}{hint}."
+            f"template of the run writes p there in a prompt like {prompt[:60]!a}; {hint} the "
+            "template that wrote it as chat_template: or chat_template_jinja:."
         )
 
     def _into_messages(self, prompt: Sequence[Message], name: str) -> list[Message]:

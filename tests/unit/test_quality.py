@@ -8,6 +8,7 @@ from typing import Any
 import assets
 import axolotl.utils.chat_templates
 import pytest
+from axolotl.prompt_strategies.dpo import user_defined, zephyr
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from jinja2 import TemplateError
@@ -103,6 +104,46 @@ def test_plain_text() -> None:
 def test_markup_of_an_unknown_template_is_refused(prompt: str) -> None:
     with pytest.raises(SeraConfigError, match="user_prefix can't be used for training pair 3"):
         writer("user_prefix").write(prompt, "training pair 3")
+
+
+@pytest.mark.parametrize(
+    ("written", "takes_system"),
+    [
+        ("[INST] {prompt} [/INST] ", False),
+        ('<<SYS>>{system}<</SYS>>\n"{{\\{prompt}é😀%}}" [/INST]', True),
+        ("### System:\n{system}\n### User:\n{prompt}\n### Answer:\n", True),
+    ],
+)
+@pytest.mark.parametrize("told", ["", SYSTEM])
+def test_a_format_of_the_user_is_a_template(written: str, takes_system: bool, told: str) -> None:
+    kind = {"field_prompt": "question", "field_chosen": "good", "prompt_format": written}
+    cfg = DictDefault(datasets=[{"path": "x", "type": kind}])
+    rewrite = user_defined.default(cfg)
+
+    def prompt(question: str, system: str) -> str:
+        row = {"question": question, "system": system, "good": "a", "rejected": "b"}
+        return str(rewrite(row)["prompt"])
+
+    templates = chat_templates(cfg, assets.tokenizer([USER], "llama"))
+    prefixed = writer("user_prefix", *templates).write(prompt(USER, told), "")
+    assert prefixed == prompt(f"{P}\n\n{USER}", told)
+    if takes_system:
+        both = f"{P}\n\n{told}" if told else P
+        assert writer("system", *templates).write(prompt(USER, told), "") == prompt(USER, both)
+
+
+def test_a_type_of_the_host_writes_as_its_template_does() -> None:
+    cfg = DictDefault(datasets=[{"path": "x", "type": "zephyr.nectar"}])
+    rewrite = zephyr.nectar(cfg)
+
+    def prompt(question: str) -> str:
+        answers = [{"answer": "b", "rank": 1.0}, {"answer": "a", "rank": 2.0}]
+        return str(rewrite({"prompt": question, "answers": answers})["prompt"])
+
+    templates = chat_templates(cfg, assets.tokenizer([USER], "llama"))
+    assert writer("user_prefix", *templates).write(prompt(USER), "") == prompt(f"{P}\n\n{USER}")
+    system = writer("system", *templates).write(prompt(USER), "")
+    assert system == prompt(USER).replace("<|system|>\n", f"<|system|>\n{P}")
 
 
 def test_text_that_no_template_wrote_takes_no_system_message() -> None:
