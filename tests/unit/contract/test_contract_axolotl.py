@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 
 import axolotl.cli.config
+import axolotl.cli.inference
 import axolotl.cli.train
 import axolotl.common.datasets
 import axolotl.core.builders.base
@@ -87,6 +88,12 @@ def test_axolotl_hands_on_no_key_that_changes_what_a_log_ratio_is():
     source = text_of(DPOStrategy.set_training_args_kwargs)
     for key in ("f_divergence_type", "ld_alpha"):
         assert key not in source, f"Axolotl sets {key} now, which refinement doesn't know"
+
+
+def test_axolotl_inference_takes_rl_away_and_says_so():
+    assert "load_cfg(config, inference=True, rl=None, **kwargs)" in text_of(
+        axolotl.cli.inference.do_cli
+    ), "axolotl inference loads its config in another way; look at SeRAPlugin.register"
 
 
 def test_do_train_asks_the_plugins_for_the_datasets_first():
