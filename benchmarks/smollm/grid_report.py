@@ -110,21 +110,24 @@ def _reviews(lines: Sequence[Line]) -> str:
 
 
 def _run_so_far(lines: Sequence[Line]) -> list[str]:
-    """How many seeds of ``WANTED`` each arm has been run with, by labels, in either size."""
-    seeds = {(arm, labels): set[int]() for arm in ARMS for labels in NOISES}
+    """How many seeds of ``WANTED`` each arm has been run with, by labels, all else being equal."""
+    seeds: dict[Any, set[int]] = {}
     for line in lines:
         if line["rate"] == RATE:
-            seeds[line["arm"], line["labels"]].add(line["seed"])
+            seeds.setdefault((line["arm"], kind_of(line)), set()).add(line["seed"])
     asked = {
-        one: min(len(found), WANTED)
-        for one, found in seeds.items()
-        if NOISES[one[1]].checked or not ARMS[one[0]].checked_alone
+        (arm, labels): 0
+        for arm in ARMS
+        for labels, noise in NOISES.items()
+        if noise.checked or not ARMS[arm].checked_alone
     }
+    for (arm, (labels, *_)), found in seeds.items():
+        asked[arm, labels] = max(asked[arm, labels], min(len(found), WANTED))
     rows = [
         [f"`{arm}`", *(str(asked.get((arm, labels), "–")) for labels in NOISES)] for arm in ARMS
     ]
     done = f"{sum(asked.values())} of {WANTED * len(asked)} are run"
-    said = f"Seeds run of the {WANTED} that are asked for, with either number of pairs; {done}."
+    said = f"Seeds run of the {WANTED} that are asked for, with the same pairs and epochs; {done}."
     return [
         f"{said} Of an arm with fewer: no verdict.",
         "",

@@ -152,8 +152,10 @@ def test_what_has_not_been_run_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     lines = [line("dpo", seed, 0.5) for seed in range(7)]
     lines += [line("dpo", 0, 0.5) | {"pairs": 512, "epochs": 2}, line("sera", 3, 0.5)]
     lines.append(line("random", 0, 0.5) | {"rate": 3e-4})
+    lines += [line("robust", 0, 0.5) | {"pairs": 512, "epochs": 2}, line("robust", 1, 0.5)]
     found = grid_report.text(lines)
-    assert "6 of 245 are run" in found
+    assert "7 of 245 are run" in found
+    assert "| `robust` | 1 | 0 |" in found
     assert "| `dpo` | 5 | 0 | 0 | 0 | 0 | 0 |" in found
     assert "| `sera` | 1 | 0 |" in found
     assert "| `random` | 0 | 0 |" in found
