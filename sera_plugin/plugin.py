@@ -48,10 +48,11 @@ class SeRAPlugin(BasePlugin):  # type: ignore[misc]  # axolotl has no types
             SeraConfigError: one sentence naming the key, its value and what is allowed.
         """
         end_with_sentences()
-        self._config = config = None if cfg.get("inference") else _block_of(cfg)
+        if cfg.get("inference"):
+            self._config = None
+            return  # `axolotl inference` trains nothing, and takes `rl` from the config
+        self._config = config = _block_of(cfg)
         if config is None:
-            if cfg.get("inference"):
-                return  # `axolotl inference` trains nothing, and takes `rl` from the config
             if cfg.get("trainer_cls") == TRAINER:
                 LOG.warning("SeRA is off, so trainer_cls: %s has no effect.", TRAINER)
                 cfg["trainer_cls"] = None

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 """Bytes per weight, with the scales of their blocks."""
 
-ZEPHYR = "<|system|>\n{system}</s>\n<|user|>\n{prompt}</s>\n<|assistant|>\n"
-"""What ``type: zephyr.nectar`` writes, its system message empty."""
+FORMATS = {"zephyr": "<|system|>\n{system}</s>\n<|user|>\n{prompt}</s>\n<|assistant|>\n"}
+"""What the host's types write without a chat template; zephyr's system message is empty."""
 
 
 @contextmanager
@@ -200,17 +200,16 @@ def chat_templates(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     found = [tokenizer.chat_template] if isinstance(tokenizer.chat_template, str) else []
     for entry in cfg.datasets or ():
-        kind = entry.get("type") or ""
-        if isinstance(kind, Mapping) and kind.get("prompt_format"):
-            found.append(template_of_format(kind["prompt_format"]))
-        kind = str(kind).partition(".")[0]
+        own = entry.get("type")
+        kind = str(own or "").partition(".")[0]
+        written = own.get("prompt_format") if isinstance(own, Mapping) else FORMATS.get(kind)
+        if written:
+            found.append(template_of_format(written))
         choice, jinja = extract_chat_template_args(cfg=cfg, ds_cfg=entry)
         if choice != "tokenizer_default" or found:
             found.append(get_chat_template(choice, jinja_template=jinja, tokenizer=tokenizer))
         if kind in ("chatml", "llama3"):
             found.append(get_chat_template(kind))
-        if kind == "zephyr":
-            found.append(template_of_format(ZEPHYR))
     return list(dict.fromkeys(found))
 
 

@@ -48,9 +48,7 @@ class RoundTrainer(AxolotlDPOTrainer):
     _total_train_tokens: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._built = False
         super().__init__(*args, **kwargs)
-        self._built = True
         self.data_collator: Any = KeyedCollator(self.data_collator)
         self._merging: Merging | None = None
 
@@ -284,7 +282,7 @@ class RoundTrainer(AxolotlDPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL calls this in its constructor, before the models are prepared, with a cache that
         # only one rank finds; `open_run` adds the log-probs instead.
-        if not self._built:
+        if not hasattr(self, "rounds"):
             return dataset
         if self.is_in_train:
             return self.rounds.with_reference(dataset)

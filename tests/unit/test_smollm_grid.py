@@ -133,6 +133,7 @@ def test_the_tables_are_of_differences_to_dpo_by_seed(monkeypatch: pytest.Monkey
     assert "| `dpo` | 2 | .75 [" in faster
     assert re.search(r"\| `dpo`, 0\.0003 \| 1 \|[^|]+\|[^|]+\| \+0\.250 [^|]+\(1\) \|", faster)
     assert "less that of `checked-alone`" not in found
+    assert found.count("`checked-alone`") == 1, "only where runs are counted"
     assert grid_report.text([]) == "No run is stored yet."
 
 
